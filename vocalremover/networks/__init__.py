@@ -1,0 +1,1 @@
+"""The networks: one file, one network; magnitudes in, mask out. They share only `layers`."""

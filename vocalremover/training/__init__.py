@@ -1,0 +1,1 @@
+"""Training: draw a mix, render it, compare, step."""
