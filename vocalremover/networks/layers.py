@@ -1,0 +1,183 @@
+"""The few blocks whose code is equal in several frame transformers.
+
+Maps are `[batch, channels, features, frames]` (features is the frequency axis) unless a docstring says otherwise.
+Parameter and buffer names are those of the published checkpoints.
+
+Source: carperbr/frame-transformer at 85e7f18, 5000d3d and a678637 (multichannel_layernorm.py, multichannel_linear.py,
+rotary_embedding_torch.py and the attention of each network file).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+Pair = tuple[Tensor, Tensor]
+"""A scaled query and a key, both `[batch, maps * heads, frames, head features]`: one summand of the attention logits."""
+
+
+class MultichannelLayerNorm(nn.Module):
+    """Layer normalisation of every column over its features, with an affine pair per channel and feature.
+
+    `eps` is 1e-8 in most versions, 1e-5 in the full frame transformer.
+    """
+
+    def __init__(self, channels: int, features: int, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels, 1, features))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # torch's layer norm works on the last axis and in float32 inside, which eps = 1e-8 needs at half precision.
+        columns = rearrange(x, "b c f t -> b c t f")
+        normal = F.layer_norm(columns, columns.shape[-1:], eps=self.eps)
+        return rearrange(torch.addcmul(self.bias, normal, self.weight), "b c t f -> b c f t")
+
+
+class MultichannelLinear(nn.Module):
+    """A matrix over the features for every channel (`weight_pw`), then a mix of the channels (`weight_dw`).
+
+    The first part exists if `positionwise` or if the features change, the second if `depthwise` or if the channels
+    change. Shapes: weight_pw `[in_channels, out_features, in_features]`, bias_pw `[in_channels, out_features, 1]`,
+    weight_dw `[out_channels, in_channels]`, bias_dw `[out_channels, 1, 1]`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        in_features: int,
+        out_features: int,
+        positionwise: bool = True,
+        depthwise: bool = False,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight_pw = self.bias_pw = self.weight_dw = self.bias_dw = None
+        if positionwise or in_features != out_features:
+            self.weight_pw = uniform_parameter((in_channels, out_features, in_features), in_features)
+            if bias:
+                self.bias_pw = uniform_parameter((in_channels, out_features, 1), in_features)
+        if depthwise or in_channels != out_channels:
+            self.weight_dw = uniform_parameter((out_channels, in_channels), in_channels)
+            if bias:
+                self.bias_dw = uniform_parameter((out_channels, 1, 1), in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight_pw is not None:
+            # One product per channel over all frames of the batch: broadcasting would copy the matrices per song part.
+            columns = rearrange(x, "b c f t -> c f (b t)")
+            if self.bias_pw is None:
+                columns = torch.bmm(self.weight_pw, columns)
+            else:
+                columns = torch.baddbmm(self.bias_pw, self.weight_pw, columns)
+            x = rearrange(columns, "c f (b t) -> b c f t", b=x.shape[0])
+        if self.weight_dw is not None:
+            bias = None if self.bias_dw is None else self.bias_dw.flatten()
+            x = F.conv2d(x, rearrange(self.weight_dw, "o c -> o c 1 1"), bias)
+        return x
+
+
+def uniform_parameter(shape: tuple[int, ...], inputs: int) -> nn.Parameter:
+    """A parameter drawn from +-1/sqrt(inputs), torch's own default for linear layers."""
+    return nn.Parameter(nn.init.uniform_(torch.empty(shape), -(inputs**-0.5), inputs**-0.5))
+
+
+class SquaredReLU(nn.Module):
+    """max(x, 0)^2, of Primer (So et al. 2021)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (Su et al. 2021) of interleaved pairs; the position is the index of the token.
+
+    The buffer `freqs` holds 10000^(-2i/features), i < floor(features / 2), and is part of the published state dicts;
+    with one feature it is empty and nothing turns. Features beyond twice its length stay as they are.
+    """
+
+    freqs: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.register_buffer("freqs", self.frequencies())
+
+    def frequencies(self) -> Tensor:
+        """The table `freqs` as the constructor makes it, float32."""
+        even = torch.arange(0, self.features // 2 * 2, 2).float()
+        return 1.0 / 10000.0 ** (even / self.features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
+        # Rounded to half precision the table would turn late frames by wrong angles, so it never is anything but float32.
+        before = self.freqs.dtype
+        super()._apply(fn, recurse)
+        if (before, self.freqs.dtype) != (torch.float32, torch.float32):
+            self.freqs = self.frequencies().to(self.freqs.device)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn `[..., tokens, features]`."""
+        turning = 2 * self.freqs.numel()
+        angles = torch.arange(x.shape[-2], device=x.device).float()[:, None] * self.freqs
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        even, odd = x[..., 0:turning:2], x[..., 1:turning:2]
+        turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+        return torch.cat((turned, x[..., turning:]), dim=-1) if turning < x.shape[-1] else turned
+
+
+def residual_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, rotary: Rotary | None, earlier: Sequence[Pair] = ()
+) -> tuple[Tensor, list[Pair]]:
+    """Attention over frames whose logits are added to those of earlier attentions (RealFormer, He et al. 2020).
+
+    query, key, value are maps `[batch, maps, features, frames]`; every map has its own heads, contiguous in features.
+    The logits are divided by sqrt(features), not by sqrt(features / heads). Returns the attended map (same shape as the
+    query) and `earlier` with this attention's own pair appended, which stands for the accumulated logits.
+
+    The sum of products q k^T + q' k'^T is the one product [q, q'] [k, k']^T, so that a fused kernel can do the whole
+    and no matrix of frames x frames is ever held.
+    """
+    maps, features = query.shape[1:3]
+    turn = rotary if rotary is not None else nn.Identity()
+    q = turn(rearrange(query, "b m (h d) t -> b (m h) t d", h=heads)) * features**-0.5
+    k = turn(rearrange(key, "b m (h d) t -> b (m h) t d", h=heads))
+    v = rearrange(value, "b m (h d) t -> b (m h) t d", h=heads)
+    pairs = [*earlier, (q, k)]
+    attended = attend(pairs, v)
+    return rearrange(attended, "b (m h) t d -> b m (h d) t", m=maps), pairs
+
+
+def attend(pairs: Sequence[Pair], value: Tensor) -> Tensor:
+    """softmax(sum of q k^T over the pairs) value; value and result are `[batch, heads, frames, head features]`."""
+    query = torch.cat([q for q, _ in pairs], dim=-1)
+    key = torch.cat([k for _, k in pairs], dim=-1)
+    # torch's fused kernels want equally wide query, key and value; the added zero columns are cut off again.
+    missing = query.shape[-1] - value.shape[-1]
+    attended = F.scaled_dot_product_attention(query, key, F.pad(value, (0, missing)), scale=1.0)
+    return attended[..., : value.shape[-1]]
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (features, frames) bilinearly, with the corners aligned."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def sinusoids(features: int, frames: int) -> Tensor:
+    """The table `[features, frames]` of sin(t * 10000^(-f/features)) for even f and the cosine with f - 1 for odd f."""
+    even = torch.arange(features).div(2, rounding_mode="floor") * 2
+    rates = 10000.0 ** (-even.float() / features)
+    angles = rates[:, None] * torch.arange(frames).float()
+    return torch.where((torch.arange(features) % 2 == 0)[:, None], angles.sin(), angles.cos())
+
+
+def mask(logits: Tensor, nyquist: float = 1.0) -> Tensor:
+    """The mask of logits `[batch, channels, bins - 1, frames]`, with the bin the network never sees set to `nyquist`.
+
+    1 keeps that bin, which is right for a mask that keeps the instrumental: nothing is lost from it.
+    """
+    return F.pad(logits.sigmoid(), (0, 0, 0, 1), value=nyquist)
