@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 Pair = tuple[Tensor, Tensor]
-"""A scaled query and a key, both `[batch, maps * heads, frames, head features]`: one summand of the attention logits."""
+"""A scaled query and a key, both `[batch, maps * heads, frames, head features]`: one summand of the logits."""
 
 
 class MultichannelLayerNorm(nn.Module):
@@ -113,7 +113,7 @@ class Rotary(nn.Module):
         return 1.0 / 10000.0 ** (even / self.features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
-        # Rounded to half precision the table would turn late frames by wrong angles, so it never is anything but float32.
+        # In half precision the table would turn late frames by wrong angles, so it stays float32 whatever the rest is.
         before = self.freqs.dtype
         super()._apply(fn, recurse)
         if (before, self.freqs.dtype) != (torch.float32, torch.float32):
@@ -128,6 +128,14 @@ class Rotary(nn.Module):
         even, odd = x[..., 0:turning:2], x[..., 1:turning:2]
         turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
         return torch.cat((turned, x[..., turning:]), dim=-1) if turning < x.shape[-1] else turned
+
+
+def count_heads(features: int, frequencies: int) -> int:
+    """How many heads share the features, told from the length of the buffer `freqs`; ValueError if none can."""
+    for width in (2 * frequencies, 2 * frequencies + 1):
+        if width and features % width == 0:
+            return features // width
+    raise ValueError(f"{features} features cannot be split into heads with {frequencies} rotary frequencies")
 
 
 def residual_attention(

@@ -1,0 +1,96 @@
+"""The recipe book: what each model is, how its input is made and where its author published the weights.
+
+A recipe never holds weights; `checkpoint.load` brings the two together. A new network adds one line to `NETWORKS` and
+`ARGUMENTS`, a new model one entry to `MODELS`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vocalremover.chunks import Chunking
+from vocalremover.networks import compact, v10
+from vocalremover.spectrogram import STFT
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "compact": compact.CompactFrameTransformer,
+    "v10": v10.FrameTransformer,
+}
+
+ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] = {
+    "compact": compact.arguments,
+    "v10": v10.arguments,
+}
+"""For every network: from the shapes in its state dict to its constructor arguments."""
+
+UNSTATED = "not stated for the weights (the code is MIT)"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything about a model but its weights.
+
+    name: the key in MODELS. network: the key in NETWORKS; args: its constructor's keywords. target: the stem that the
+    network's mask keeps. stft, chunking (in frames for a spectrogram network) and rate (Hz): how a song is cut for it.
+    peak: True where magnitudes are divided by the largest of the whole song. recurrent: True where a crop depends on
+    the output of the crops before. filename and url: what the author's file is called and where he published it.
+    """
+
+    name: str
+    network: str
+    args: Mapping[str, Any]
+    target: Literal["instrumental", "vocals"] = "instrumental"
+    domain: Literal["spectrogram", "waveform"] = "spectrogram"
+    reads: Literal["magnitude", "complex"] = "magnitude"
+    stft: STFT = field(default_factory=STFT)
+    chunking: Chunking = field(default_factory=lambda: Chunking(size=2048, context=128))
+    rate: int = 44100
+    peak: bool = True
+    recurrent: bool = False
+    filename: str | None = None
+    url: str | None = None
+    license: str = UNSTATED
+    sha256: str | None = None
+    note: str = ""
+
+    def build(self, device: str | torch.device = "meta") -> nn.Module:
+        """The network in eval mode; on the default device `meta` it takes no memory and waits for its weights."""
+        with torch.device(device):
+            return NETWORKS[self.network](**self.args).eval()
+
+
+RECIPES = (
+    ModelSpec(
+        name="default",
+        network="compact",
+        args={},
+        target="vocals",
+        chunking=Chunking(size=512, context=64),
+        peak=False,
+        filename="default.safetensors",
+        license="MIT",
+        note="Small and fast; trained for this project and shipped with it.",
+    ),
+    ModelSpec(
+        name="v10",
+        network="v10",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "embedding": 8,
+            "expansion": 4,
+            "n_fft": 2048,
+            "dropout": 0,
+            "num_heads": 8,
+            "num_attention_maps": 1,
+        },
+        filename="model.v10.pth",
+        url="https://mega.nz/file/GwpXBBgb#eJLKvJaO589F-w5aOz6rzNMuanb2XKyNpPPGAXZoNj4",
+        note="carperbr's last and largest frame transformer (2024), a U-Net over time.",
+    ),
+)
+
+MODELS: dict[str, ModelSpec] = {recipe.name: recipe for recipe in RECIPES}
