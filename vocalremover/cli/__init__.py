@@ -1,0 +1,85 @@
+"""Words on the command line in, one library call, lines and an exit code out.
+
+Exit codes: 0 done, 1 some file failed (the others were done), 2 wrong usage, 3 device, 4 model, 5 no input,
+130 after ^C, 143 after a polite kill. What the library refuses comes out as one sentence on stderr. Nothing heavy is
+imported before a command has been chosen and its options have been read, so that `--help` answers at once.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
+
+import click
+
+from vocalremover import __version__
+from vocalremover.cli import models, separate
+from vocalremover.errors import VocalRemoverError
+
+
+class Stopped(SystemExit):
+    """A signal asked the program to end; raised where it was, so that temporary files go on the way out."""
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    }
+)
+@click.version_option(__version__, prog_name="vocalremover", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Takes songs apart into vocals and instrumental."""
+
+
+commands.add_command(separate.command)
+commands.add_command(models.group)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and ends the program with its exit code."""
+    try:
+        with _signals_stop():
+            code = commands.main(arguments, prog_name="vocalremover", standalone_mode=False) or 0
+    except Stopped:
+        _tell("stopped; no half-written file is left.")
+        raise
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except VocalRemoverError as error:
+        _tell(str(error))
+        code = error.exit_code
+    except BrokenPipeError:  # whoever read our results has left; Python must not try to flush to them at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _tell(sentence: str) -> None:
+    click.echo(f"vocalremover: {sentence}", err=True)
+
+
+@contextmanager
+def _signals_stop() -> Iterator[None]:
+    """While it lasts, ^C, a polite kill or a closed terminal raise Stopped; a second one leaves the tidying alone."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in replaced:
+            signal.signal(other, signal.SIG_IGN)
+        raise Stopped(128 + number)
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if current_thread() is main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # A signal that is ignored from the start (nohup) stays so.
+    replaced = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    for number in replaced:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
