@@ -1,0 +1,206 @@
+"""Cuts anything along its last axis into windows and puts them together again: plan, cut, weight, blend.
+
+    ...|  context  |           core           |  context  |...        one window, `size` is the core
+                   ...|  context  |           core           |  context  |...       the next
+
+The cores tile the axis; a window also sees `context` on both sides, zeros beyond the ends. What is done to a window
+counts fully in its core, and on a ramp over `fade` outside it, which the neighbours share: `fade=0` is the hard crop of
+the frame transformers, `fade=context` is overlap-add. Crop sizes, padding, overlap and batches are known here only;
+nothing here knows whether the axis is frames or samples. Everything streams and holds about one window.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vocalremover.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How an axis is cut. The last core is what is left, filled up with zeros to a multiple of `multiple`.
+
+    `multiple=1` leaves the last core its true length; `multiple=size` makes every window equally wide, as the
+    original inference did. Raises UsageError for numbers that cannot cut anything.
+    """
+
+    size: int
+    context: int = 0
+    fade: int = 0
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UsageError(f"the crop size must be at least 1, not {self.size}")
+        if self.context < 0:
+            raise UsageError(f"the padding of a crop must be at least 0, not {self.context}")
+        if not 0 <= self.fade <= self.context:
+            raise UsageError(f"the fade must be 0 to the padding ({self.context}), not {self.fade}")
+        if self.multiple < 1 or self.size % self.multiple:
+            raise UsageError(f"the crop size must be a multiple of {self.multiple}, not {self.size}")
+
+    @property
+    def whole(self) -> int:
+        """The width of a full window."""
+        return self.size + 2 * self.context
+
+
+@dataclass(frozen=True)
+class Window:
+    """One place along the axis: the core is `[start, start + size)`, `padded` wide once filled up with zeros."""
+
+    start: int
+    size: int
+    padded: int
+
+    @property
+    def stop(self) -> int:
+        """Where the core ends."""
+        return self.start + self.size
+
+
+class Queue:
+    """Blocks waiting in order along their last axis; every answer is a view where that is possible."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[Tensor] = deque()
+        self.held = 0
+
+    def push(self, block: Tensor) -> None:
+        """Appends `[..., n]`."""
+        if block.shape[-1]:
+            self._blocks.append(block)
+            self.held += block.shape[-1]
+
+    def peek(self, count: int) -> Tensor:
+        """The first `count` in one piece, which must be held; they stay."""
+        if self._blocks[0].shape[-1] < count:
+            self._blocks = deque([torch.cat(tuple(self._blocks), dim=-1)])
+        return self._blocks[0][..., :count]
+
+    def take(self, count: int) -> list[Tensor]:
+        """Removes the first `count`, or all that is held if that is less, and returns them in pieces."""
+        pieces = []
+        while count > 0 and self._blocks:
+            block = self._blocks.popleft()
+            if block.shape[-1] > count:
+                self._blocks.appendleft(block[..., count:])
+                block = block[..., :count]
+            pieces.append(block)
+            count -= block.shape[-1]
+            self.held -= block.shape[-1]
+        return pieces
+
+
+def plan(total: int, chunking: Chunking) -> list[Window]:
+    """The windows that `cut` makes of an axis `total` long, in order; none for 0."""
+    return [_window(start, total, chunking) for start in range(0, total, chunking.size)]
+
+
+def cut(blocks: Iterable[Tensor], chunking: Chunking) -> Iterator[tuple[Window, Tensor]]:
+    """Blocks `[..., n]` of any widths -> windows with their content `[..., context + padded + context]`."""
+    queue, start = Queue(), 0
+    for number, block in enumerate(blocks):
+        if number == 0:
+            queue.push(block.new_zeros(*block.shape[:-1], chunking.context))
+        queue.push(block)
+        while queue.held >= chunking.whole:
+            yield Window(start, chunking.size, chunking.size), queue.peek(chunking.whole)
+            queue.take(chunking.size)
+            start += chunking.size
+    total = start + queue.held - chunking.context
+    while start < total:
+        window = _window(start, total, chunking)
+        width = window.padded + 2 * chunking.context
+        content = queue.peek(min(width, queue.held))
+        yield window, F.pad(content, (0, width - content.shape[-1]))
+        queue.take(chunking.size)
+        start += chunking.size
+
+
+def weight(
+    window: Window, chunking: Chunking, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
+    """How much each place of a window counts before the weights of all windows are divided by their sum.
+
+    `[context + padded + context]`: 1 over the core, a ramp to 0 over `fade` on either side, 0 in the rest.
+    It depends on the window alone, never on its neighbours in a batch.
+    """
+    ramp = torch.arange(1, chunking.fade + 1, dtype=dtype, device=device) / (chunking.fade + 1)
+    weights = torch.cat((ramp, ramp.new_ones(window.size), ramp.flip(0)))
+    blank = chunking.context - chunking.fade
+    return F.pad(weights, (blank, blank + window.padded - window.size))
+
+
+def blend(windows: Iterable[tuple[Window, Tensor]], chunking: Chunking) -> Iterator[Tensor]:
+    """Windows in the order of `cut`, `[..., context + padded + context]` each -> blocks `[..., n]` of the whole axis.
+
+    Without a fade the cores are passed on untouched, so a network that changes nothing changes no bit.
+    """
+    if not chunking.fade:
+        for window, content in windows:
+            yield content[..., chunking.context : chunking.context + window.size]
+        return
+    done, stop = 0, 0
+    sums: Tensor | None = None  # weighted windows from `done` on
+    weights: Tensor | None = None  # the weights alone
+    for window, content in windows:
+        first = max(window.start - chunking.fade, 0)
+        stop = window.stop
+        inside = slice(first - window.start + chunking.context, window.size + chunking.context + chunking.fade)
+        share = weight(window, chunking, content.real.dtype, content.device)[inside]
+        part = content[..., inside] * share
+        if sums is not None:
+            missing = stop + chunking.fade - done - sums.shape[-1]
+            sums, weights = F.pad(sums, (0, missing)), F.pad(weights, (0, missing))
+            sums[..., first - done :] += part
+            weights[first - done :] += share
+        else:
+            sums, weights = part, share.clone()
+        ready = stop - chunking.fade - done
+        if ready > 0:
+            yield sums[..., :ready] / weights[:ready]
+            sums, weights, done = sums[..., ready:], weights[ready:], done + ready
+    if sums is not None:
+        yield sums[..., : stop - done] / weights[: stop - done]
+
+
+def group(windows: Iterable[tuple[Window, Tensor]], batch: int) -> Iterator[tuple[list[Window], Tensor]]:
+    """Stacks up to `batch` consecutive windows of equal width: `[..., n]` each -> `[windows, ..., n]`."""
+    places: list[Window] = []
+    contents: list[Tensor] = []
+    for window, content in windows:
+        if len(places) == batch or (contents and contents[0].shape != content.shape):
+            yield places, torch.stack(contents)
+            places, contents = [], []
+        places.append(window)
+        contents.append(content)
+    if places:
+        yield places, torch.stack(contents)
+
+
+def split(content: Tensor, chunking: Chunking) -> tuple[Tensor, Tensor] | None:
+    """Two narrower windows for one: `[..., context + core + context]` -> two with about half the core each.
+
+    Both have all their context, since the other half of the core is part of it. None if the core cannot be halved.
+    """
+    core = content.shape[-1] - 2 * chunking.context
+    half = core // 2 // chunking.multiple * chunking.multiple
+    if not half:
+        return None
+    return content[..., : half + 2 * chunking.context], content[..., half:]
+
+
+def join(left: Tensor, right: Tensor, chunking: Chunking) -> Tensor:
+    """Undoes `split` for what became of the two halves."""
+    context = chunking.context
+    return torch.cat((left[..., : left.shape[-1] - context], right[..., context:]), dim=-1)
+
+
+def _window(start: int, total: int, chunking: Chunking) -> Window:
+    size = min(chunking.size, total - start)
+    return Window(start, size, -(-size // chunking.multiple) * chunking.multiple)

@@ -1,0 +1,179 @@
+"""Audio `[..., samples]` to complex spectrogram `[..., bins, frames]` and back: the only STFT of the project.
+
+Frame `t` is centred on sample `t * hop`. The numbers are those of `librosa.stft` and `librosa.istft`, which the
+checkpoints were made with, computed by torch on whatever device the audio is on, whole or block by block.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from vocalremover.errors import UsageError
+
+WINDOWS = {"hann": torch.hann_window, "hamming": torch.hamming_window}
+PAD_MODES = ("constant", "reflect")
+
+
+@lru_cache(maxsize=32)
+def _window(name: str, n_fft: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # A tensor made under inference mode could never be used in training later, and this one is kept.
+    with torch.inference_mode(False):
+        return WINDOWS[name](n_fft, periodic=True, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True)
+class STFT:
+    """A short-time Fourier transform with a periodic window of `n_fft` samples and `n_fft // 2 + 1` bins.
+
+    `pad_mode` says what lies beyond the ends of the audio: "constant" is zeros (librosa >= 0.9), "reflect" mirrors the
+    audio (librosa <= 0.8). Audio of `n_fft // 2` samples or fewer is too short to mirror and gets zeros in both modes.
+    Raises UsageError for settings that make no transform.
+    """
+
+    n_fft: int = 2048
+    hop: int = 1024
+    window: str = "hann"
+    pad_mode: str = "constant"
+
+    def __post_init__(self) -> None:
+        if self.n_fft < 2 or self.n_fft % 2:
+            raise UsageError(f"n_fft must be an even number of samples, not {self.n_fft}")
+        if not 1 <= self.hop <= self.n_fft:
+            raise UsageError(f"hop must be 1 to n_fft ({self.n_fft}) samples, not {self.hop}")
+        if self.window not in WINDOWS:
+            raise UsageError(f"window must be one of {', '.join(WINDOWS)}, not {self.window!r}")
+        if self.pad_mode not in PAD_MODES:
+            raise UsageError(f"pad_mode must be one of {', '.join(PAD_MODES)}, not {self.pad_mode!r}")
+
+    @property
+    def bins(self) -> int:
+        """The rows of a spectrogram, DC and Nyquist included."""
+        return self.n_fft // 2 + 1
+
+    def frames(self, samples: int) -> int:
+        """How many frames `forward` makes of so many samples; never less than one."""
+        return 1 + samples // self.hop
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Audio `[..., samples]` -> complex spectrogram `[..., bins, frames(samples)]`, equal to `librosa.stft`."""
+        samples = audio.shape[-1]
+        head, tail = self._head(audio, samples), self._tail(audio, samples, cover=False)
+        return self._analyse(torch.cat((head, audio, tail), dim=-1))
+
+    def inverse(self, spectrogram: Tensor, samples: int) -> Tensor:
+        """Complex spectrogram `[..., bins, frames]` -> audio `[..., samples]`, equal to `librosa.istft` of that length.
+
+        Samples that no frame reaches are zero.
+        """
+        audio = torch.cat(list(self.inverse_blocks([spectrogram])), dim=-1)[..., :samples]
+        return F.pad(audio, (0, samples - audio.shape[-1]))
+
+    def forward_blocks(self, blocks: Iterable[Tensor], cover: bool = False) -> Iterator[Tensor]:
+        """Blocks of audio `[..., samples]` of any sizes -> blocks of its spectrogram `[..., bins, frames]`.
+
+        Together they are `forward` of the whole; no more than one block and `2 * n_fft` samples are held. No block at
+        all gives no frame, an empty one gives what `forward` gives.
+
+        The last samples of audio that is no multiple of `hop` long lie under the slope of one frame only, and the
+        inverse has to divide by that slope: exact while nothing changes the frame, a click once a mask does.
+        `cover=True` adds one more frame in that case, so that every sample lies under as many frames as in the middle.
+        """
+        held: Tensor | None = None  # samples that coming frames need, the head included once it is known
+        last: Tensor | None = None  # the newest samples, which the tail may mirror
+        samples, started = 0, False
+        for block in blocks:
+            samples += block.shape[-1]
+            held = block if held is None else torch.cat((held, block), dim=-1)
+            last = block if last is None else torch.cat((last, block), dim=-1)
+            last = last[..., -(self.n_fft // 2 + self.hop) :]
+            if not started and samples > self.n_fft // 2:
+                held, started = torch.cat((self._head(held, samples), held), dim=-1), True
+            if started and held.shape[-1] >= self.n_fft:
+                yield self._analyse(held)
+                held = held[..., self._advance(held) :]
+        if held is None:
+            return
+        head = held[..., :0] if started else self._head(held, samples)
+        held = torch.cat((head, held, self._tail(last, samples, cover)), dim=-1)
+        if held.shape[-1] >= self.n_fft:
+            yield self._analyse(held)
+
+    def inverse_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Blocks of a spectrogram `[..., bins, frames]` of any sizes -> blocks of audio `[..., samples]`.
+
+        Every sample comes as soon as no later frame can change it. In all there are
+        `(frames - 1) * hop + n_fft // 2` samples, the reach of the last frame, which is never less than
+        `librosa.istft` gives; cut them to the song's length.
+        """
+        overlap: Tensor | None = None  # sums of windowed frames that later frames still add to
+        envelope: Tensor | None = None  # the same sums of the squared window alone
+        surplus = self.n_fft // 2  # samples before the song, in front of the first frame's centre
+        for block in blocks:
+            if not block.shape[-1]:
+                continue
+            sums, squares = self._overlap_add(block)
+            if overlap is not None:
+                sums[..., : overlap.shape[-1]] += overlap
+                squares[: envelope.shape[-1]] += envelope
+            done = block.shape[-1] * self.hop
+            overlap, envelope = sums[..., done:], squares[done:]
+            if done > surplus:
+                yield self._normalise(sums[..., surplus:done], squares[surplus:done])
+            surplus = max(surplus - done, 0)
+        if overlap is None:
+            return
+        reach = self.n_fft - self.hop  # where the last frame ends
+        if reach > surplus:
+            yield self._normalise(overlap[..., surplus:reach], envelope[surplus:reach])
+
+    def _head(self, first: Tensor, samples: int) -> Tensor:
+        """The `n_fft // 2` samples before the song, whose first samples are `first`."""
+        half = self.n_fft // 2
+        if self.pad_mode == "constant" or samples <= half:
+            return first.new_zeros(*first.shape[:-1], half)
+        return first[..., 1 : half + 1].flip(-1)
+
+    def _tail(self, last: Tensor, samples: int, cover: bool) -> Tensor:
+        """The samples after a song of `samples` that ends with `last`, up to the reach of the last frame."""
+        half = self.n_fft // 2
+        reach = half + (-samples % self.hop if cover else 0)
+        if self.pad_mode == "constant" or samples <= half:
+            return last.new_zeros(*last.shape[:-1], reach)
+        mirrored = last[..., -(reach + 1) : -1].flip(-1)
+        return F.pad(mirrored, (0, reach - mirrored.shape[-1]))
+
+    def _advance(self, padded: Tensor) -> int:
+        """How far the frames that fit into `[..., samples]` move on."""
+        return ((padded.shape[-1] - self.n_fft) // self.hop + 1) * self.hop
+
+    def _analyse(self, padded: Tensor) -> Tensor:
+        """All frames that fit into `[..., samples]`, the first starting at its first sample."""
+        window = _window(self.window, self.n_fft, padded.dtype, padded.device)
+        rows = padded.reshape(-1, padded.shape[-1])
+        frames = torch.stft(rows, self.n_fft, self.hop, window=window, center=False, return_complex=True)
+        return frames.unflatten(0, padded.shape[:-1]) if padded.dim() > 1 else frames[0]
+
+    def _overlap_add(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of the windowed frames `[..., samples]` and of the squared window `[samples]`, overlapped."""
+        steps = -(-self.n_fft // self.hop)  # a frame in steps of one hop, the last filled up with zeros
+        fill = (0, steps * self.hop - self.n_fft)
+        frames = torch.fft.irfft(rearrange(spectrogram, "... bins frames -> ... frames bins"), n=self.n_fft)
+        window = _window(self.window, self.n_fft, frames.dtype, frames.device)
+        count = frames.shape[-2]
+        parts = F.pad(frames * window, fill).unflatten(-1, (steps, self.hop))
+        squares = F.pad(window**2, fill).unflatten(-1, (steps, self.hop))
+        sums = parts.new_zeros(*parts.shape[:-3], count + steps - 1, self.hop)
+        envelope = squares.new_zeros(count + steps - 1, self.hop)
+        for step in range(steps):
+            sums[..., step : step + count, :] += parts[..., step, :]
+            envelope[step : step + count] += squares[step]
+        return sums.flatten(-2), envelope.flatten()
+
+    def _normalise(self, sums: Tensor, envelope: Tensor) -> Tensor:
+        """Divides by the squared windows; where no window reaches, the sums are zero already."""
+        return sums / torch.where(envelope > torch.finfo(envelope.dtype).tiny, envelope, 1)
