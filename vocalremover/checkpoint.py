@@ -1,0 +1,347 @@
+"""Checkpoint files: find one by name or path, recognise what it holds, load it safely, save one that explains itself.
+
+A file comes from anywhere, so nothing in it is believed: no code of it runs (`weights_only=True`, always), the network
+is recognised from the names and shapes of the tensors alone, and no memory is taken for a network before its shapes,
+built on the meta device, equal those in the file. PyTorch files (zip or older) and safetensors are told apart by their
+content, not by their name. Whatever is wrong with a file becomes one ModelError that names it.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vocalremover.chunks import Chunking
+from vocalremover.errors import ModelError, UsageError
+from vocalremover.models import ARGUMENTS, MODELS, NETWORKS, RECIPES, ModelSpec
+from vocalremover.spectrogram import STFT
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Averaged weights come first: where a training run kept both, they are the better ones.
+WRAPPERS = ("ema", "ema_state_dict", "model_ema", "state", "state_dict", "model_state_dict", "model", "generator")
+PREFIXES = ("ema_model.", "module.", "model.", "network.")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a network's constructor or `arguments` may raise when handed shapes of something else."""
+CHOICES = {
+    "target": ("instrumental", "vocals"),
+    "domain": ("spectrogram", "waveform"),
+    "reads": ("magnitude", "complex"),
+}
+
+
+def models_folder() -> Path:
+    """Where weights are looked for: `models` in $VOCALREMOVER_HOME, or else in the user's data folder."""
+    home = os.environ.get("VOCALREMOVER_HOME") or platformdirs.user_data_dir("vocalremover", appauthor=False)
+    return Path(home).expanduser() / "models"
+
+
+def find(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of a model in MODELS, or the path itself; ModelError says what is missing and where to get it."""
+    recipe = MODELS.get(str(name_or_path))
+    if recipe is None:
+        path = Path(name_or_path).expanduser()
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise ModelError(f"{path} is a folder, not a checkpoint")
+        raise ModelError(f"{path} is neither a file nor one of the models {', '.join(MODELS)}")
+    package = Path(str(files("vocalremover")))
+    # The wheel carries the default weights inside the package; in the source tree their folder lies beside it.
+    folders = (package / "checkpoints", package.parent / "checkpoints", models_folder())
+    names = dict.fromkeys((recipe.filename or f"{recipe.name}.safetensors", f"{recipe.name}.safetensors"))
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    source = f"download it from {recipe.url}" if recipe.url else "its author published no link"
+    raise ModelError(f"the weights of {recipe.name} are missing: put {next(iter(names))} into {folders[-1]} ({source})")
+
+
+def load(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[ModelSpec, nn.Module]:
+    """The recipe and the network of a checkpoint, in eval mode and float32; file pages are read as they are needed.
+
+    A self-describing file brings its own recipe. For the name of a model the file must hold that model's network.
+    Raises ModelError.
+    """
+    path = find(name_or_path)
+    candidates, description = _read(path)
+    try:
+        spec, state = _identify(candidates, description)
+    except (ModelError, UsageError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    recipe = MODELS.get(str(name_or_path))
+    if recipe is not None:
+        if spec.network != recipe.network:
+            raise ModelError(f"{path} holds a {spec.network} network, not the {recipe.network} of {recipe.name}")
+        base = spec if description else replace(recipe, args=spec.args, stft=spec.stft)
+        spec = replace(base, name=recipe.name, filename=recipe.filename, url=recipe.url, sha256=recipe.sha256)
+    network = spec.build("meta")
+    for key, wanted in network.state_dict().items():
+        held = state[key].dtype
+        if held != wanted.dtype and not (held in DTYPES and wanted.dtype.is_floating_point):
+            raise ModelError(f"{path}: {key} holds {held}, which cannot be read as {wanted.dtype}")
+    network.load_state_dict(state, strict=True, assign=True)
+    return spec, network.float().to(device)
+
+
+def recognise(shapes: Shapes) -> ModelSpec:
+    """The recipe of the network whose state dict has exactly these names and shapes.
+
+    Its arguments are those the shapes tell; the rest (STFT, chunking, target) is that of the network in MODELS.
+    Raises ModelError that names the nearest architecture and the first differences.
+    """
+    for network in NETWORKS:
+        args = _derive(network, shapes)
+        if args is not None and _expected(network, args) == dict(shapes):
+            return _recipe(network, args)
+    raise ModelError(_near_miss(shapes))
+
+
+def save(
+    path: str | os.PathLike[str],
+    spec: ModelSpec,
+    network_or_state: nn.Module | Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a safetensors file that carries its recipe; it appears whole or not at all.
+
+    With `dtype` the parameters are converted to it; buffers (position tables, running statistics) stay as they are.
+    ModelError if the tensors are not those of the recipe or do not fit the dtype.
+    """
+    path = Path(path)
+    state = network_or_state.state_dict() if isinstance(network_or_state, nn.Module) else dict(network_or_state)
+    if {key: tuple(tensor.shape) for key, tensor in state.items()} != _expected(spec.network, spec.args):
+        raise ModelError(f"{path}: the tensors to save are not those of the network {spec.network}")
+    parameters = {name for name, _ in spec.build("meta").named_parameters()}
+    tensors = {}
+    for key, tensor in state.items():
+        # safetensors refuses memory that two names share, hence the clone.
+        tensors[key] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        if dtype is not None and key in parameters:
+            tensors[key] = tensors[key].to(dtype)
+            if not torch.isfinite(tensors[key]).all():
+                raise ModelError(f"{path}: {key} has values that do not fit {dtype}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt", "vocalremover": json.dumps(asdict(spec))})
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[list[dict[str, Tensor]], str | None]:
+    """The sets of tensors a file holds, the most promising first, and the description inside if it has one."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(9)
+            size = os.fstat(stream.fileno()).st_size
+        if size and head[:4] == b"PK\x03\x04":
+            _check_archive(path, size)
+            tree, description = torch.load(path, map_location="cpu", weights_only=True, mmap=True), None
+        elif size and head[:1] == b"\x80":  # a pickle: the format of PyTorch before 1.6, which cannot be mapped
+            tree, description = torch.load(path, map_location="cpu", weights_only=True), None
+        elif head[8:] == b"{":
+            with safe_open(path, framework="pt", device="cpu") as opened:
+                tree = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+                description = (opened.metadata() or {}).get("vocalremover")
+        else:
+            raise ModelError(f"{path} is not a checkpoint, or only the beginning of one")
+    except ModelError:
+        raise
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # parsers meet damaged bytes with any kind of exception
+        if "unsupported" in str(error).lower():
+            raise ModelError(
+                f"{path} holds more than tensors, so loading it could run foreign code: refused"
+            ) from error
+        raise ModelError(f"{path} is damaged, incomplete or no checkpoint of tensors; copy it again") from error
+    candidates = list(_candidates(tree))
+    if not candidates:
+        raise ModelError(f"{path} holds no tensors")
+    for candidate in candidates:
+        _check_tensors(path, candidate, size)
+    return candidates, description
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Refuses archives that would unpack to more than the file; PyTorch itself never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
+        raise ModelError(f"{path} is a compressed archive, not a checkpoint")
+
+
+def _check_tensors(path: Path, state: Mapping[str, Tensor], size: int) -> None:
+    """Refuses tensors that claim more numbers than are stored, which a few bytes can do with a stride of zero."""
+    total = 0
+    for key, tensor in state.items():
+        plain = (
+            type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+        )
+        if not plain or tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ModelError(f"{path}: {_name(key)} is not an ordinary tensor")
+        total += tensor.nbytes
+    if total > 2 * size:
+        raise ModelError(f"{path}: the tensors claim to be larger than the file")
+
+
+def _candidates(tree: object, depth: int = 0) -> Iterator[dict[str, Tensor]]:
+    """Every dictionary of tensors in a checkpoint, wrapped ones first, without prefixes of training wrappers."""
+    if not isinstance(tree, Mapping) or depth > len(PREFIXES):
+        return
+    for wrapper in WRAPPERS:
+        yield from _candidates(tree.get(wrapper), depth + 1)
+    state = {key: value.detach() for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state:
+        return
+    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    for prefix in PREFIXES * 2:
+        stripped = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        # An exponential average keeps the trained weights and counters beside its own; other wrappers rename all.
+        if len(stripped) == len(state) or (stripped and prefix == "ema_model."):
+            state = stripped
+    yield state
+
+
+def _identify(candidates: list[dict[str, Tensor]], description: str | None) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """The first candidate that is a known network; ModelError about the largest one if none is."""
+    problems = []
+    for state in candidates:
+        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        try:
+            spec = recognise(shapes)
+        except ModelError as error:
+            problems.append((len(state), error))
+            continue
+        return (_described(spec, description, shapes) if description else spec), state
+    raise max(problems, key=lambda problem: problem[0])[1]
+
+
+def _derive(network: str, shapes: Shapes) -> dict[str, Any] | None:
+    try:
+        return ARGUMENTS[network](shapes)
+    except REFUSALS:
+        return None
+
+
+def _expected(network: str, args: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """The names and shapes of a network's state dict, without taking memory for it; None if it cannot be built."""
+    try:
+        state = ModelSpec("", network, args).build("meta").state_dict()
+    except REFUSALS:
+        return None
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+def _recipe(network: str, args: dict[str, Any]) -> ModelSpec:
+    """The recipe for these arguments; with other arguments the network's recipe, under the network's own name."""
+    recipes = [recipe for recipe in RECIPES if recipe.network == network]
+    for recipe in recipes:
+        if all(args.get(key) == value for key, value in recipe.args.items()):
+            return replace(recipe, args=args)
+    base = recipes[0] if recipes else ModelSpec(network, network, args)
+    n_fft = args.get("n_fft", base.stft.n_fft)
+    stft = base.stft if n_fft == base.stft.n_fft else replace(base.stft, n_fft=n_fft, hop=n_fft // 2)
+    return replace(base, name=network, args=args, stft=stft, filename=None, url=None, sha256=None)
+
+
+def _near_miss(shapes: Shapes) -> str:
+    """One sentence on the architecture that shares most tensors with a state dict, and on the first differences."""
+    best: tuple[int, str, dict[str, tuple[int, ...]]] = (0, "", {})
+    for network in NETWORKS:
+        tries = [_derive(network, shapes), *(recipe.args for recipe in RECIPES if recipe.network == network)]
+        for args in tries:
+            expected = _expected(network, args) if args is not None else None
+            if expected:
+                shared = sum(shapes.get(key) == shape for key, shape in expected.items())
+                best = max(best, (shared, network, expected), key=lambda one: one[0])
+    shared, network, expected = best
+    if not shared:
+        return f"holds {len(shapes)} tensors of no network known here"
+    differences = [f"lacks {key}" for key in expected if key not in shapes]
+    differences += [
+        f"{_name(key)} is {list(shapes[key])} instead of {list(shape)}"
+        for key, shape in expected.items()
+        if shapes.get(key, shape) != shape
+    ]
+    differences += [f"has {_name(key)} besides" for key in shapes if key not in expected]
+    rest = f" and {len(differences) - 3} more differences" if len(differences) > 3 else ""
+    return f"is not quite {network}, the nearest network known here: {', '.join(differences[:3])}{rest}"
+
+
+def _name(key: str) -> str:
+    """A tensor's name from a foreign file, fit to be shown."""
+    return key if key.isprintable() and len(key) < 80 else repr(key[:80])
+
+
+def _described(found: ModelSpec, description: str, shapes: Shapes) -> ModelSpec:
+    """The recipe that a file describes, every field checked; the tensors, not the text, decide on the network."""
+    # Through JSON, so that tuples compare equal to the lists of the file. Fields it lacks are those of the network.
+    known = json.loads(json.dumps(asdict(found)))
+    try:
+        told = json.loads(description)
+        record = {**known, **told}
+        record.update({key: {**known[key], **told.get(key, {})} for key in ("args", "stft", "chunking")})
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelError("carries a description that cannot be read") from error
+    _check_fields(record, asdict(ModelSpec("", "", {})), "description")
+    args = record["args"]
+    if record["network"] != found.network:
+        raise ModelError(f"describes itself as {_name(record['network'])} but holds the tensors of {found.network}")
+    for key, value in args.items():
+        harmless = isinstance(value, bool | str) or (isinstance(value, int | float) and 0 <= value <= 1024)
+        if value != known["args"].get(key) and not harmless:
+            raise ModelError(f"describes an argument that its tensors do not bear out: {_name(key)}")
+    if args != known["args"] and _expected(found.network, args) != dict(shapes):
+        raise ModelError(f"describes another {found.network} than the one it holds")
+    if any(record[field] not in choices for field, choices in CHOICES.items()):
+        raise ModelError("describes a target, a domain or an input that no model here has")
+    if (
+        not 1000 <= record["rate"] <= 768000
+        or record["stft"]["n_fft"] > 1 << 16
+        or max(record["chunking"].values()) > 1 << 24
+    ):
+        raise ModelError("describes a rate, frames or crops of no song")
+    return ModelSpec(**{**record, "stft": STFT(**record["stft"]), "chunking": Chunking(**record["chunking"])})
+
+
+def _check_fields(record: object, pattern: Mapping[str, Any], where: str) -> None:
+    """Demands the same keys as the pattern and values of the same types; text must be short and printable."""
+    if not isinstance(record, dict) or record.keys() != pattern.keys():
+        raise ModelError(f"carries a {where} with other fields than {', '.join(pattern)}")
+    for key, example in pattern.items():
+        value = record[key]
+        if isinstance(example, dict) and example:
+            _check_fields(value, example, key)
+            continue
+        kind = str if example is None else type(example)
+        optional = example is None and value is None
+        if not optional and type(value) is not kind:
+            raise ModelError(f"carries a {where} whose {key} is not of type {kind.__name__}")
+        if isinstance(value, str) and (len(value) > 1000 or not value.isprintable()):
+            raise ModelError(f"carries a {where} whose {key} is not a short line of text")
