@@ -57,19 +57,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.clip not in CLIPS:
-            raise UsageError(f"clip is one of {', '.join(CLIPS)}, not {self.clip!r}.")
+            raise UsageError(f"clip is one of {', '.join(CLIPS)}, not {self.clip!r}")
         try:
             fields = [part[1:] for part in Formatter().parse(self.template) if part[1] is not None]
         except ValueError as error:
-            raise UsageError(f"The template {self.template!r} cannot be read: {error}.") from error
+            raise UsageError(f"the template {self.template!r} cannot be read: {error}") from error
         for name, spec, conversion in fields:
             if name not in FIELDS or spec or conversion:
                 known = ", ".join(f"{{{known}}}" for known in FIELDS)
-                raise UsageError(f"The template {self.template!r} holds the field {name!r}; known are {known}.")
+                raise UsageError(f"the template {self.template!r} holds the field {name!r}; known are {known}")
         if not self.template.endswith(".{ext}"):
-            raise UsageError(f"The template {self.template!r} must end in .{{ext}}, so that a name tells its format.")
+            raise UsageError(f"the template {self.template!r} must end in .{{ext}}, so that a name tells its format")
         if PurePath(self.template).is_absolute() or ".." in PurePath(self.template).parts:
-            raise UsageError(f"The template {self.template!r} leaves the output folder; name that folder with --out.")
+            raise UsageError(f"the template {self.template!r} leaves the output folder; name that folder with --out")
 
     def name(self, song: Path, stem: str) -> Path:
         """Where `stem` of `song` goes. A track name too long for the file system is cut and marked with its digest."""
@@ -136,10 +136,10 @@ def plan(inputs: Iterable[str | os.PathLike], settings: Settings) -> list[Job]:
         if named or not made.get(_bare(song), set()) - {_bare(song)}:
             jobs.append(Job(song, {stem: settings.name(song, stem) for stem in settings.stems}))
         else:
-            log.info("%s is left out: it is named like a stem of a song beside it.", song)
+            log.info("%s is left out: it is named like a stem of a song beside it", song)
     if not jobs:
         names = ", ".join(map(str, inputs)) or "what was given"
-        raise InputError(f"There is no song in {names}; name a file, or a folder that holds songs.")
+        raise InputError(f"there is no song in {names}; name a file, or a folder that holds songs")
     _refuse_collisions(jobs)
     return jobs
 
@@ -161,10 +161,10 @@ def run(
         except VocalRemoverError as failure:
             error = str(failure)
         except OSError as failure:
-            error = f"{failure.filename or job.input}: {failure.strerror or failure}."
+            error = f"{failure.filename or job.input}: {failure.strerror or failure}"
         except Exception as failure:  # one song in a thousand must not stop the rest, whatever a codec does
             log.debug("%s failed", job.input, exc_info=True)
-            error = f"{job.input} failed unexpectedly: {type(failure).__name__}: {failure}."
+            error = f"{job.input} failed unexpectedly: {type(failure).__name__}: {failure}"
         warnings.extend(separator.warnings[seen:])
         yield Result(job, perf_counter() - started, duration, tuple(dict.fromkeys(warnings)), error)
 
@@ -209,15 +209,15 @@ def _refuse_collisions(jobs: list[Job]) -> None:
         for output in job.outputs.values():
             same = by_key.get(_key(output)) or by_identity.get(_identity(output))
             if same:
-                raise UsageError(f"The output {output} is the input {same}; choose another --out or --template.")
+                raise UsageError(f"the output {output} is the input {same}; choose another --out or --template")
             owner = owners.setdefault(_key(output), job)
             if owner is not job:
                 raise UsageError(
                     f"{owner.input} and {job.input} would both be written to {output}; "
-                    "separate them in two runs with different --out folders."
+                    "separate them in two runs with different --out folders"
                 )
         if len({_key(output) for output in job.outputs.values()}) < len(job.outputs):
-            raise UsageError(f"All stems of {job.input} would be written to {output}; put {{stem}} into the template.")
+            raise UsageError(f"all stems of {job.input} would be written to {output}; put {{stem}} into the template")
 
 
 def _separate(job: Job, separator: Separator, settings: Settings, progress: Progress, warnings: list[str]) -> float:
@@ -270,9 +270,9 @@ def _write_stems(
 def _refuse_existing(job: Job, settings: Settings) -> None:
     for output in job.outputs.values():
         if output.is_dir():
-            raise AudioError(f"{output} is a folder; move it away or choose another --template.")
+            raise AudioError(f"{output} is a folder; move it away or choose another --template")
         if os.path.lexists(output) and not settings.overwrite:
-            raise AudioError(f"{output} exists already; --overwrite replaces it.")
+            raise AudioError(f"{output} exists already; --overwrite replaces it")
 
 
 def _stage(output: Path, staging: ExitStack) -> Path:
@@ -281,7 +281,7 @@ def _stage(output: Path, staging: ExitStack) -> Path:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = staging.enter_context(TemporaryDirectory(prefix=".vocalremover-", dir=output.parent))
     except OSError as error:
-        raise AudioError(f"Cannot write into the folder {output.parent}: {error.strerror}.") from error
+        raise AudioError(f"cannot write into the folder {output.parent}: {error.strerror}") from error
     return Path(folder) / f"stem{output.suffix}"
 
 
@@ -308,7 +308,7 @@ def _levels(job: Job, peaks: dict[str, float], settings: Settings) -> Iterator[s
     for stem, peak in peaks.items():
         if peak > 1:
             over = 20 * math.log10(peak)
-            yield f"The stem {stem} of {job.input.name} exceeds full scale by {over:.2f} dB and {fate}."
+            yield f"the stem {stem} of {job.input.name} exceeds full scale by {over:.2f} dB and {fate}"
 
 
 def _move(staged: dict[str, Path], job: Job) -> None:
@@ -316,4 +316,4 @@ def _move(staged: dict[str, Path], job: Job) -> None:
         try:
             os.replace(staged[stem], output)
         except OSError as error:
-            raise AudioError(f"Cannot write {output}: {error.strerror}.") from error
+            raise AudioError(f"cannot write {output}: {error.strerror}") from error

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         with _signals_stop():
             code = commands.main(arguments, prog_name="vocalremover", standalone_mode=False) or 0
     except Stopped:
-        _tell("stopped; no half-written file is left.")
+        _tell("stopped; no half-written file is left")
         raise
     except click.ClickException as error:
         error.show()

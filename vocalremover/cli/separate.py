@@ -18,14 +18,14 @@ def _bitrate(context: click.Context, parameter: click.Parameter, text: str | Non
         return None
     match = re.fullmatch(r"(\d+)(k?)", text.strip().lower())
     if not match:
-        raise click.BadParameter(f"{text!r} is no bit rate; write 192k or 192000.", context, parameter)
+        raise click.BadParameter(f"{text!r} is no bit rate; write 192k or 192000", context, parameter)
     number = int(match[1])
     return number * 1000 if match[2] or number < 1000 else number
 
 
 def _device(context: click.Context, parameter: click.Parameter, name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
-        raise click.BadParameter(f"{name!r} is none of auto, cpu, cuda, cuda:N, mps.", context, parameter)
+        raise click.BadParameter(f"{name!r} is none of auto, cpu, cuda, cuda:N, mps", context, parameter)
     return name
 
 
@@ -89,10 +89,10 @@ def command(
     length, and together they are the song again. stdout gets the paths of the stems and nothing else.
     """
     if two_stems and stem != "both":
-        raise click.UsageError(f"--two-stems writes both stems and --stem {stem} one of them; choose.")
+        raise click.UsageError(f"--two-stems writes both stems and --stem {stem} one of them; choose")
     if gpu is not None:
         if device != "auto":
-            raise click.UsageError(f"--gpu {gpu} and --device {device} both choose a device; give one of them.")
+            raise click.UsageError(f"--gpu {gpu} and --device {device} both choose a device; give one of them")
         device = "cpu" if gpu < 0 else f"cuda:{gpu}"
     verbosity = -1 if quiet else min(verbose, 2)
     if verbosity > 0:
