@@ -1,0 +1,263 @@
+"""Compares our networks and our pipeline with numbers that the original code gave: `parity.py FIXTURE.json...`
+
+A fixture is a JSON file with the array file (.npz) of the same name beside it. It says how weights and input are drawn;
+the arrays are what the original made of them. One line is printed per compared array, `name  max error  tolerance
+ok|FAIL`, and the exit status is 1 if any of them fails. Every network that lands adds one line to `FAMILIES`.
+"""
+
+import argparse
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# The tests belong to the sources beside them, wherever another copy may be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vocalremover.chunks import Chunking, blend, cut, group
+from vocalremover.models import NETWORKS
+from vocalremover.networks.layers import mask
+from vocalremover.spectrogram import STFT
+
+EXCEPTED = re.compile(r"(^|\.)(freqs|pe|num_batches_tracked)$")
+POSITION_TABLE = re.compile(r"(^|\.)(attn\d*|positional_encoding)\.weight$")
+NORM = re.compile(r"^norm\d*$")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the fixtures of one original network are compared with.
+
+    file and cls: where the original defines it, for fixtures of unfamiliar name; commit tells files of one name apart.
+    extra: constructor keywords of ours on top of the fixture's. tolerance: absolute, for networks that round on
+    purpose. outputs: what the original's forward returned.
+    """
+
+    network: Callable[..., nn.Module]
+    file: str
+    cls: str = "FrameTransformer"
+    commit: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float | None = None
+    outputs: Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, ...]] = lambda network, x: network.logits(x)
+
+
+class Dummy(nn.Module):
+    """A mask without a network: logits = 6 x - 1 + 2 * (x one frame later), which shows where the crops begin."""
+
+    def forward(self, magnitude: Tensor) -> Tensor:
+        x = magnitude[:, :, :-1]
+        return mask(6 * x - 1 + 2 * nn.functional.pad(x, (1, 0))[..., :-1])
+
+
+FAMILIES = {
+    "dummy": Family(Dummy, file=""),
+    "v10": Family(NETWORKS["v10"], "v10/libft2gan/frame_transformer13.py"),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One compared array."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance  # false for NaN
+
+    def __str__(self) -> str:
+        return f"{self.name:<48} {self.error:10.3e} {self.tolerance:10.3e}  {'ok' if self.ok else 'FAIL'}"
+
+
+def find_family(fixture: Mapping[str, Any]) -> Family:
+    """By the longest family name that the fixture's name begins with, else by the original's file, class and commit."""
+    name = fixture["name"]
+    named = [key for key in FAMILIES if name == key or name.startswith(f"{key}_")]
+    if named:
+        return FAMILIES[max(named, key=len)]
+    for family in FAMILIES.values():
+        same = fixture.get("cls") == family.cls and fixture.get("commit", "").startswith(family.commit)
+        if same and family.file and fixture.get("file", "").endswith(family.file):
+            return family
+    raise LookupError(f"{name}: no network here is compared with {fixture.get('file')}")
+
+
+def weights(key: str, shape: tuple[int, ...], seed: int, gain: float) -> np.ndarray | None:
+    """The tensor that the fixtures' rule puts under a key, float32; None where the constructor's value stays."""
+    if EXCEPTED.search(key):
+        return None
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode()) + seed))
+    drawn = np.asarray(generator.standard_normal(shape, dtype=np.float32))
+    parent, last = ["", *key.split(".")][-2:]
+    if last == "running_var":
+        return np.float32(1) + np.float32(0.1) * np.abs(drawn)
+    if last in ("running_mean", "bias", "bias_pw", "bias_dw"):
+        return np.float32(0.1) * drawn
+    if last == "gamma" or (last == "weight" and (len(shape) == 1 or NORM.match(parent))):
+        return np.float32(1) + np.float32(0.1) * drawn
+    if POSITION_TABLE.search(key):
+        return drawn
+    if last in ("weight_pw", "weight_dw"):
+        return np.float32(gain / np.sqrt(shape[-1])) * drawn
+    if len(shape) >= 2:
+        return np.float32(gain / np.sqrt(np.prod(shape[1:]))) * drawn
+    return np.float32(0.1) * drawn
+
+
+def build(family: Family, ctor: Mapping[str, Any], seed: int, gain: float) -> nn.Module:
+    """The network with its weights drawn by the rule, in place and one at a time: released models fill gigabytes."""
+    network = family.network(**{**ctor, **family.extra}).eval().requires_grad_(False)
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            drawn = weights(key, tuple(tensor.shape), seed, gain)
+            if drawn is not None:
+                tensor.copy_(torch.from_numpy(drawn))
+    return network
+
+
+def network_input(fixture: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Tensor:
+    """The stored input, or else the one that the rule draws."""
+    if "input" in arrays:
+        return torch.from_numpy(arrays["input"])
+    rule = fixture["input_rule"]
+    generator = np.random.Generator(np.random.PCG64(rule["seed"]))
+    if rule["kind"] == "uniform":
+        return torch.from_numpy(generator.random(rule["shape"], dtype=np.float32))
+    return torch.from_numpy(generator.standard_normal(rule["shape"], dtype=np.float32) * np.float32(rule["scale"]))
+
+
+def compare(name: str, ours: Tensor, stored: np.ndarray, slices: list | None, tolerance: float) -> Line:
+    """The largest absolute difference; infinite where the shapes differ."""
+    if slices is not None:
+        ours = ours[tuple(slice(*one) for one in slices)]
+    if tuple(ours.shape) != stored.shape:
+        return Line(name, float("inf"), tolerance)
+    return Line(name, float(np.abs(ours.numpy() - stored).max()), tolerance)
+
+
+def check_network(fixture: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[Line]:
+    """One network: names and shapes of its state dict, then everything its forward pass returned."""
+    family = find_family(fixture)
+    network = build(family, fixture["ctor"], fixture["seed"], fixture["gain"])
+    shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
+    expected = {key: shape for key, (shape, _) in fixture["state_dict"].items()}
+    differing = sum(shapes.get(key) != expected.get(key) for key in shapes.keys() | expected.keys())
+    yield Line(f"{fixture['name']}:state_dict", differing, 0)
+    with torch.inference_mode():
+        outputs = family.outputs(network, network_input(fixture, arrays))
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    noise = fixture["f32_vs_f64_maxabs"] or [None] * len(outputs)
+    for ours, meta, rounding in zip(outputs, fixture["outputs"], noise, strict=True):
+        absmax = meta["stats"]["absmax"]
+        tolerance = 1e-3 * absmax if rounding is None else max(20 * rounding, 1e-5 * absmax)
+        tolerance = tolerance if family.tolerance is None else family.tolerance
+        suffix = f":{meta['npz_key']}" if len(outputs) > 1 else ""
+        yield compare(fixture["name"] + suffix, ours, arrays[meta["npz_key"]], meta["slices"], tolerance)
+
+
+def signal(case: Mapping[str, Any]) -> Tensor:
+    """The song of a pipeline fixture `[2, samples]`: six amplitude-modulated, panned partials and some noise."""
+    generator = np.random.Generator(np.random.PCG64(case["signal_seed"]))
+    seconds = np.arange(case["n"]) / case["sr"]
+    song = np.zeros((2, case["n"]))
+    for _ in range(6):
+        frequency = generator.uniform(60, 0.45 * case["sr"])
+        amplitude, phase = generator.uniform(0.02, 0.2), generator.uniform(0, 2 * np.pi)
+        pan, rate = generator.uniform(0, 1), generator.uniform(0.5, 3)
+        swell = 0.6 + 0.4 * np.sin(2 * np.pi * rate * seconds)
+        partial = amplitude * np.sin(2 * np.pi * frequency * seconds + phase) * swell
+        song += np.stack((partial * pan, partial * (1 - pan)))
+    song += 0.02 * generator.standard_normal((2, case["n"]))
+    return torch.from_numpy(song.astype(np.float32))
+
+
+def song_mask(case: Mapping[str, Any], family: Family, network: nn.Module, spectrogram: Tensor) -> Tensor:
+    """The mask of a whole song as our pipeline cuts and joins it, with the original's crops; of TTA the mean."""
+    if case["method"] == "separate_tta":
+        crops = list(zip(case["tta_cropsizes"], case["tta_paddings"], strict=True))
+    else:
+        crops = [(case["cropsize"], case["cropsize"] // 2 if case["padding"] is None else case["padding"])]
+    magnitude = spectrogram.abs() / spectrogram.abs().max()
+    masks = []
+    for size, context in crops:
+        chunking = Chunking(size=size, context=context, multiple=size)
+        batches = group(cut([magnitude], chunking), case["batchsize"])
+        windows = (pair for places, contents in batches for pair in zip(places, network(contents), strict=True))
+        masks.append(torch.cat(list(blend(windows, chunking)), dim=-1))
+    joined = torch.stack(masks).mean(0)
+    # The original gives the Nyquist bin, which no network sees, to the vocals; ours keeps it in the instrumental.
+    joined[:, -1] = 0
+    return joined
+
+
+def check_pipeline(fixture: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[Line]:
+    """STFT, crops, mask, ensemble and inverse STFT; y is the instrumental, v the vocals."""
+    case = fixture["case"]
+    stft = STFT(case["n_fft"], case["hop"], pad_mode=case["pad_mode"])
+    masks, families = [], []
+    with torch.inference_mode():
+        spectrogram = stft.forward(signal(case))
+        for name, ctor, seed in case["models"]:
+            families.append(FAMILIES[name])
+            network = build(families[-1], ctor, seed, fixture["gain"])
+            masks.append(song_mask(case, families[-1], network, spectrogram))
+        # An ensemble keeps the smallest instrumental. Its vocals are those of the last model alone: a slip of the
+        # original, whose loop over the vocals went over the instrumentals.
+        instrumental = spectrogram * torch.stack(masks).amin(0)
+        vocals = spectrogram * (1 - masks[-1])
+        samples = stft.hop * (spectrogram.shape[-1] - 1)
+        results = {
+            "x_spec_mag": spectrogram.abs(),
+            "y_spec_mag": instrumental.abs(),
+            "v_spec_mag": vocals.abs(),
+            "y_wav": stft.inverse(instrumental, samples),
+            "v_wav": stft.inverse(vocals, samples),
+        }
+    # These fixtures carry no rounding noise of their own: 1e-4 is a hundred times ours, and a tenth of what shows a
+    # wrong edge or bin. Logits that are rounded on purpose make a mask, by the sigmoid's slope, a quarter as uncertain.
+    loose = max((family.tolerance or 0) / 4 for family in families)
+    for key, meta in fixture["outputs"].items():
+        tolerance = meta["stats"]["absmax"] * max(1e-4, loose)
+        yield compare(f"{fixture['name']}:{key}", results[key], arrays[key], meta["slices"], tolerance)
+
+
+def check(path: Path) -> list[Line]:
+    """All comparisons of one fixture file."""
+    fixture = json.loads(path.read_text())
+    fixture.setdefault("name", path.stem)
+    with np.load(path.with_suffix(".npz")) as stored:
+        arrays = dict(stored)
+    kind = check_network if "state_dict" in fixture else check_pipeline
+    return list(kind(fixture, arrays))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("fixtures", nargs="+", type=Path, metavar="FIXTURE.json")
+    failed = False
+    for path in parser.parse_args(arguments).fixtures:
+        try:
+            lines = check(path)
+        except (OSError, LookupError, ValueError) as error:
+            print(f"{path.stem:<48} {'-':>10} {'-':>10}  FAIL ({error})", flush=True)
+            failed = True
+            continue
+        for line in lines:
+            print(line, flush=True)
+            failed |= not line.ok
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
