@@ -10,7 +10,7 @@ nothing here knows whether the axis is frames or samples. Everything streams and
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +94,22 @@ class Queue:
             count -= block.shape[-1]
             self.held -= block.shape[-1]
         return pieces
+
+
+def tap(blocks: Iterable[Tensor], queue: Queue) -> Iterator[Tensor]:
+    """The blocks as they are; the queue gets them too."""
+    for block in blocks:
+        queue.push(block)
+        yield block
+
+
+def at_most(blocks: Iterable[Tensor], total: Callable[[], int]) -> Iterator[Tensor]:
+    """The blocks, cut where they would be more than `total()` in all; it is asked for every block, as it may grow."""
+    done = 0
+    for block in blocks:
+        kept = block[..., : max(total() - done, 0)]
+        done += kept.shape[-1]
+        yield kept
 
 
 def plan(total: int, chunking: Chunking) -> list[Window]:
