@@ -1,0 +1,303 @@
+"""The three encoders behind `Writer`: our own wav, libsndfile for Vorbis, FFmpeg (PyAV) for flac, mp3, opus and m4a.
+
+Each takes `[channels, samples]` float32 arrays of full scale 1 and writes into a file object that is open and empty.
+"""
+
+import struct
+import tempfile
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import soundfile
+import torch
+from av.stream import Disposition
+
+from vocalremover.audio import tags
+from vocalremover.audio.resampling import Resampler
+from vocalremover.audio.tags import Tags
+
+PIECE = 1 << 14
+# A RIFF counts its bytes in 32 bits; from here on a wav must be an RF64 (EBU Tech 3306).
+RIFF_LIMIT = 0xFFFFFFFF
+INFO_NAMES = {"title": b"INAM", "artist": b"IART", "album": b"IPRD", "track": b"IPRT", "date": b"ICRD"}
+# Bits of the channel mask of WAVE_FORMAT_EXTENSIBLE, by FFmpeg's names of the loudspeakers.
+SPEAKERS = {name: 1 << bit for bit, name in enumerate("FL FR FC LFE BL BR FLC FRC BC SL SR TC TFL TFC TFR".split())}
+EXTENSIBLE_TAIL = bytes.fromhex("000000001000800000aa00389b71")
+# Where each channel of ours goes in Vorbis I, 4.3.9, which libsndfile leaves to the caller.
+VORBIS_ORDER = {
+    3: (0, 2, 1),
+    4: (0, 1, 2, 3),
+    5: (0, 2, 1, 3, 4),
+    6: (0, 2, 1, 4, 5, 3),
+    7: (0, 2, 1, 5, 6, 4, 3),
+    8: (0, 2, 1, 6, 7, 4, 5, 3),
+}
+# Nominal kbit/s of stereo at 44.1 kHz for Vorbis' qualities 0, 0.1 ... 1.
+VORBIS_KBITS = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 500)
+CODECS = {"flac": ("flac", "flac"), "mp3": ("libmp3lame", "mp3"), "opus": ("libopus", "ogg"), "m4a": ("aac", "mp4")}
+SAMPLE_FORMATS = {"mp3": "fltp", "opus": "flt", "m4a": "fltp"}
+OPUS_RATE = 48000
+
+
+class OutFile:
+    """A file object for libraries written in C, which lose exceptions: keeps the first error, then writes nothing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+        self.closed_to_writing = False
+
+    def write(self, data: bytes) -> int:
+        if self.closed_to_writing:
+            return len(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            self.closed_to_writing = True
+            return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except OSError as error:
+            self.error = self.error or error
+            self.closed_to_writing = True
+            return 0
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def check(self) -> None:
+        """Raises the error that a library has swallowed."""
+        if self.error:
+            raise self.error
+
+
+class Quantiser:
+    """Float to integer: rounds, and saturates beyond full scale. 16 bits are dithered.
+
+    The dither is triangular, of two units peak to peak (TPDF), so that the error is noise that does not depend on the
+    song. Digital silence stays silent. The same song gives the same bytes.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self._generator = np.random.default_rng(16)
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        """`[channels, samples]` float32 to `[samples, channels]` int32."""
+        full = np.float32(2 ** (self._bits - 1))
+        scaled = np.ascontiguousarray(samples.T) * full
+        if self._bits == 16:
+            draw = self._generator.random((2, *scaled.shape), dtype=np.float32)
+            scaled += (draw[0] - draw[1]) * (scaled != 0)
+        np.rint(scaled, out=scaled)
+        return np.clip(scaled, -full, full - 1, out=scaled).astype(np.int32)
+
+
+class WavSink:
+    """Wav of 16, 24 or 32 (float) bits with LIST INFO; a file that outgrows 4 GiB becomes an RF64 when it is closed."""
+
+    def __init__(self, out: OutFile, rate: int, channels: int, layout: str, bits: str, words: dict[str, str]) -> None:
+        self._out = out
+        self._rate = rate
+        self._channels = channels
+        self._float = bits == "32f"
+        self._bytes = 4 if self._float else int(bits) // 8
+        self._quantise = Quantiser(8 * self._bytes)
+        self._mask = channel_mask(layout)
+        self._info = _info_chunk(words)
+        self._samples = 0
+        out.write(self._header())
+
+    def write(self, samples: np.ndarray) -> None:
+        self._samples += samples.shape[1]
+        if self._float:
+            self._out.write(np.ascontiguousarray(samples.T, dtype="<f4").data.cast("B"))
+            return
+        whole = self._quantise(samples).astype("<i4", copy=False)
+        lowest = whole.view(np.uint8).reshape(*whole.shape, 4)[..., : self._bytes]
+        self._out.write(lowest.tobytes())
+
+    def finish(self) -> None:
+        if self._samples * self._channels * self._bytes % 2:
+            self._out.write(b"\0")
+        self._out.seek(0)
+        self._out.write(self._header())
+
+    def abort(self) -> None:
+        pass
+
+    def _header(self) -> bytes:
+        """All before the samples; as long at the end as at the start, when nothing is known of the length."""
+        data = self._samples * self._channels * self._bytes
+        frame = self._channels * self._bytes
+        kind = 3 if self._float else 1
+        extensible = self._channels > 2
+        form = struct.pack(
+            "<HHIIHH",
+            0xFFFE if extensible else kind,
+            self._channels,
+            self._rate,
+            self._rate * frame,
+            frame,
+            8 * self._bytes,
+        )
+        if extensible:
+            form += struct.pack("<HHIH", 22, 8 * self._bytes, self._mask, kind) + EXTENSIBLE_TAIL
+        elif self._float:
+            form += struct.pack("<H", 0)
+        fact = _chunk(b"fact", struct.pack("<I", min(self._samples, RIFF_LIMIT))) if self._float else b""
+        middle = _chunk(b"fmt ", form) + fact + self._info
+        # 12: RIFF and WAVE; 36: the place kept for ds64; 8: the head of the data chunk.
+        riff = 12 + 36 + len(middle) + 8 + data + data % 2 - 8
+        if riff <= RIFF_LIMIT:
+            head = b"RIFF" + struct.pack("<I", riff) + b"WAVE" + _chunk(b"JUNK", bytes(28))
+            return head + middle + b"data" + struct.pack("<I", data)
+        sizes = _chunk(b"ds64", struct.pack("<QQQI", riff, data, self._samples, 0))
+        return b"RF64" + b"\xff" * 4 + b"WAVE" + sizes + middle + b"data" + b"\xff" * 4
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def _info_chunk(words: dict[str, str]) -> bytes:
+    fields = b"".join(_chunk(INFO_NAMES[name], text.encode() + b"\0") for name, text in words.items())
+    return _chunk(b"LIST", b"INFO" + fields) if fields else b""
+
+
+def channel_mask(layout: str) -> int:
+    """The bits of a layout's loudspeakers, 0 (unknown) where FFmpeg or the wav format has no name for one."""
+    try:
+        names = [channel.name for channel in av.AudioLayout(layout).channels]
+    except ValueError:
+        return 0
+    return sum(SPEAKERS[name] for name in names) if all(name in SPEAKERS for name in names) else 0
+
+
+class FFmpegSink:
+    """Flac, mp3, opus and m4a with tags and cover.
+
+    The encoder's delay is told in the file (LAME header, pre-skip, edit list), so that decoders take it off; m4a
+    counts its edit list in samples, so that its length is exact. Opus exists at 48 kHz only: the song is converted.
+    """
+
+    def __init__(
+        self, out: OutFile, kind: str, rate: int, layout: str, bits: str | None, bitrate: int | None, words: Tags
+    ) -> None:
+        codec, muxer = CODECS[kind]
+        channels = av.AudioLayout(layout).nb_channels
+        self._out = out
+        self._layout = layout
+        self._rate = OPUS_RATE if kind == "opus" else rate
+        self._resampler = Resampler(rate, self._rate, channels) if rate != self._rate else None
+        self._quantise = Quantiser(int(bits)) if bits else None
+        self._format = {"16": "s16", "24": "s32", None: SAMPLE_FORMATS.get(kind)}[bits]
+        self._position = 0
+        options = {"movie_timescale": str(rate), "brand": "M4A "} if kind == "m4a" else {}
+        self._container = av.open(out, "w", format=muxer, options=options)
+        self._stream = self._container.add_stream(codec, rate=self._rate, layout=layout)
+        self._stream.codec_context.format = self._format
+        self._stream.time_base = Fraction(1, self._rate)
+        if bitrate:
+            self._stream.bit_rate = bitrate
+        self._container.metadata.update(words.words())
+        if kind == "opus":
+            self._container.metadata.update(tags.picture_comment(words))
+        self._start(None if kind == "opus" else tags.picture_stream(words.cover))
+
+    def _start(self, picture: Any) -> None:
+        if picture is None:
+            self._container.start_encoding()
+            return
+        with picture:
+            target = self._container.add_stream_from_template(picture.streams.video[0])
+            target.disposition = Disposition.attached_pic
+            self._container.start_encoding()
+            packet = next(packet for packet in picture.demux(video=0) if packet.size)
+            packet.stream = target
+            self._container.mux(packet)
+
+    def write(self, samples: np.ndarray) -> None:
+        if self._resampler:
+            samples = self._resampler.push(torch.from_numpy(samples)).numpy()
+        for start in range(0, samples.shape[1], PIECE):
+            self._encode(samples[:, start : start + PIECE])
+
+    def _encode(self, samples: np.ndarray) -> None:
+        if self._quantise:
+            whole = self._quantise(samples)
+            samples = (whole << 8 if self._format == "s32" else whole.astype(np.int16)).reshape(1, -1)
+        elif self._format == "flt":
+            samples = samples.T.reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format=self._format, layout=self._layout)
+        frame.sample_rate = self._rate
+        frame.time_base = Fraction(1, self._rate)
+        frame.pts = self._position
+        self._position += frame.samples
+        self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        if self._resampler and (rest := self._resampler.finish()).shape[1]:
+            self._encode(rest.numpy())
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def abort(self) -> None:
+        with suppress(Exception):
+            self._container.close()
+
+
+class VorbisSink:
+    """Ogg Vorbis by libsndfile, whose encoder (unlike FFmpeg's own) is libvorbis.
+
+    libsndfile writes few tags and no cover, so the finished stream is copied, packet by packet and thus without loss,
+    into a second ogg with all of them. The first lies in a nameless temporary file of the target folder.
+    """
+
+    def __init__(self, out: OutFile, folder: Path, rate: int, channels: int, bitrate: int, words: Tags) -> None:
+        self._out = out
+        self._words = words
+        self._channels = channels
+        self._raw = OutFile(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115: lives as long as the sink
+        quality = float(np.interp(bitrate * 2 / channels / 1000, VORBIS_KBITS, np.linspace(0, 1, len(VORBIS_KBITS))))
+        self._song = soundfile.SoundFile(
+            self._raw, "w", rate, channels, "VORBIS", format="OGG", compression_level=1 - quality
+        )
+
+    def write(self, samples: np.ndarray) -> None:
+        if self._channels in VORBIS_ORDER:
+            samples = samples[list(VORBIS_ORDER[self._channels])]
+        # libvorbis keeps a block on the stack, so blocks stay small.
+        for start in range(0, samples.shape[1], PIECE):
+            self._song.write(samples[:, start : start + PIECE].T)
+            self._raw.check()
+
+    def finish(self) -> None:
+        self._song.close()
+        self._raw.check()
+        self._raw.seek(0)
+        with av.open(self._raw) as source, av.open(self._out, "w", format="ogg") as target:
+            stream = target.add_stream_from_template(source.streams.audio[0])
+            stream.metadata.update(self._words.words() | tags.picture_comment(self._words))
+            target.start_encoding()
+            for packet in source.demux(audio=0):
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+        self._raw.file.close()
+
+    def abort(self) -> None:
+        self._raw.closed_to_writing = True
+        with suppress(Exception):
+            self._song.close()
+        self._raw.file.close()

@@ -1,0 +1,220 @@
+"""The two decoders behind `Reader`: libsndfile (soundfile) and FFmpeg (PyAV), both telling the kind by content.
+
+Each is opened from a path and then yields `[channels, samples]` float32 arrays of full scale 1. Paths are opened by
+the operating system and handed on as file descriptors, so a name may hold anything the system allows.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+import soundfile
+from av.audio import AudioStream
+from av.container import InputContainer
+
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+SNDFILE_KINDS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "AIFF", "CAF", "AU", "MP3"}
+# Full scale of FFmpeg's sample formats; unsigned 8 bit is moved to the middle first.
+FULL_SCALES = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 1.0}
+# Containers whose header gives the number of samples, not only a rounded time.
+COUNTED = {"mp3", "flac", "ogg", "wav", "w64", "aiff", "caf"}
+# A header of a stream that was written into a pipe holds a size like these.
+UNKNOWN_SIZE = 0x7FFF0000
+# One frame more or less is the habit of some encoders; anything else is a damaged file.
+TOLERANCE = 2304
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Opens by descriptor: PyAV takes the name of a file object for a hint, and a descriptor has none."""
+    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb")
+
+
+class SndfileSource:
+    """libsndfile: wav in all its forms, flac, ogg, aiff, caf, au and mp3, mono or stereo, with an exact length."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `soundfile.LibsndfileError` where libsndfile cannot open the file."""
+        self._path = path
+        with self._open() as song:
+            self.kind = song.format
+            self.subtype = song.subtype
+            self.rate = song.samplerate
+            self.channels = song.channels
+            self.samples = song.frames
+            self.expected = max(song.frames, self._promised(song))
+        self.layout = layout_name("", self.channels)
+        self.problems: list[str] = []
+
+    def blocks(self, block: int) -> Iterator[np.ndarray]:
+        """Decodes from the start; ends early where the data are damaged."""
+        self.problems = []
+        with self._open() as song:
+            while True:
+                try:
+                    samples = song.read(block, dtype="float32", always_2d=True)
+                except soundfile.LibsndfileError as error:
+                    self.problems.append(error.error_string.rstrip("."))
+                    return
+                if not len(samples):
+                    return
+                yield np.ascontiguousarray(samples.T)
+
+    def _open(self) -> soundfile.SoundFile:
+        # closefd: libsndfile closes the descriptor, also where it fails.
+        return soundfile.SoundFile(os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), closefd=True)
+
+    def _promised(self, song: soundfile.SoundFile) -> int:
+        # libsndfile believes the size of a wav file over its header; only its log tells what the header said.
+        told = re.search(r"^data : (\d+) \(should be (\d+)\)", song.extra_info, re.MULTILINE)
+        if not told or int(told[1]) >= UNKNOWN_SIZE or not int(told[2]):
+            return 0
+        return round(song.frames * int(told[1]) / int(told[2]))
+
+
+class FFmpegSource:
+    """FFmpeg: everything else, every codec that the wheel of PyAV holds, any channels, video files' sound tracks.
+
+    Raises `av.error.FFmpegError` where the bytes are no media, `LookupError` where there is no sound among them, and
+    `ValueError` where not one frame of it can be decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with open_bytes(path) as file, self._open(file) as container:
+            stream = self._stream(container)
+            context = stream.codec_context
+            self.kind = container.format.name
+            first = next(self._frames(container, stream), None)
+            known = first or context
+            self.rate = known.sample_rate
+            self.channels = known.layout.nb_channels
+            self.layout = layout_name(known.layout.name, self.channels)
+            self.samples = None
+            if not self.rate or not self.channels:
+                raise ValueError("its sound cannot be decoded")
+        self.samples = self._count()
+        if first is None and (self.samples or self.problems):
+            raise ValueError("its sound cannot be decoded")
+        self.expected = self.samples or 0
+
+    def blocks(self, block: int) -> Iterator[np.ndarray]:
+        """Decodes from the start; steps over damaged packets and ends where the file does."""
+        with open_bytes(self._path) as file, self._open(file) as container:
+            stream = self._stream(container)
+            resampler = None
+            waiting: list[np.ndarray] = []
+            held = given = 0
+            for frame in self._frames(container, stream):
+                frames = [frame]
+                if frame.sample_rate != self.rate or frame.layout.nb_channels != self.channels:
+                    # A broadcast may change its form midway; its beginning decides.
+                    resampler = resampler or av.AudioResampler("fltp", stream.codec_context.layout, self.rate)
+                    frames = resampler.resample(frame)
+                for part in frames:
+                    waiting.append(_samples(part))
+                    held += waiting[-1].shape[1]
+                if held >= block:
+                    joined = np.concatenate(waiting, axis=1)
+                    full = held - held % block
+                    for start in range(0, full, block):
+                        given += (cut := self._trim(joined[:, start : start + block], given)).shape[1]
+                        yield cut
+                    waiting, held = [joined[:, full:]], held - full
+            if held:
+                yield self._trim(np.concatenate(waiting, axis=1), given)
+
+    def _open(self, file: BinaryIO) -> InputContainer:
+        return av.open(file, metadata_errors="surrogateescape")
+
+    def _stream(self, container: InputContainer) -> AudioStream:
+        if not container.streams.audio:
+            raise LookupError("it holds no sound track")
+        return container.streams.best("audio") or container.streams.audio[0]
+
+    def _frames(self, container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
+        self.problems: list[str] = []
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError as error:
+                self.problems.append(str(error.strerror))
+                return
+            try:
+                yield from packet.decode()
+            except av.error.FFmpegError as error:
+                self.problems.append(str(error.strerror))
+
+    def _trim(self, samples: np.ndarray, given: int) -> np.ndarray:
+        # An mp4 tells the padding at its end by its length only.
+        return samples if self.samples is None else samples[:, : max(0, self.samples - given)]
+
+    def _count(self) -> int | None:
+        """The number of samples where the container knows it, else None."""
+        with open_bytes(self._path) as file, self._open(file) as container:
+            stream = self._stream(container)
+            if not stream.duration:
+                return None
+            samples = round(stream.duration * stream.time_base * self.rate)
+            if "mp4" in self.kind:
+                return self._count_mp4(container, stream, samples)
+            if self.kind not in COUNTED or (self.kind == "mp3" and not mp3_is_counted(self._path)):
+                return None
+            if stream.codec_context.name in ("opus", "libopus"):
+                # The last page counts the pre-skip (RFC 7845, 4.2), which the decoder leaves out.
+                samples -= int.from_bytes(bytes(stream.codec_context.extradata or b"")[10:12], "little")
+            return max(0, samples)
+
+    def _count_mp4(self, container: InputContainer, stream: AudioStream, edited: int) -> int:
+        """An mp4 tells its end thrice, and each may be coarse: iTunes' comment, the edit list, the last packet."""
+        told = container.metadata.get("iTunSMPB", "").split()
+        if len(told) > 3 and 0 < (total := int(told[3], 16)) <= edited:
+            return total
+        whole = next((packet.duration for packet in container.demux(stream) if packet.duration), 0)
+        container.seek(stream.duration, stream=stream)
+        last = next((packet for packet in reversed(list(container.demux(stream))) if packet.duration), None)
+        if last is None or last.pts is None:
+            return edited
+        end = round((last.pts + last.duration - max(0, stream.start_time or 0)) * stream.time_base * self.rate)
+        # The edit list counts in units of often 1/600 or 1/1000 s; a shortened last packet is exact.
+        if last.duration < whole and abs(end - edited) <= self.rate / 500:
+            return end
+        return min(end, edited)
+
+
+def _samples(frame: av.AudioFrame) -> np.ndarray:
+    array = frame.to_ndarray()
+    if frame.format.is_packed:
+        array = array.reshape(-1, frame.layout.nb_channels).T
+    scale = FULL_SCALES.get(frame.format.name.removesuffix("p"))
+    if scale is None:
+        raise ValueError(f"its samples are of the unknown kind {frame.format.name}")
+    if frame.format.name.startswith("u8"):
+        array = array.astype(np.float32) - scale
+    return (array / np.float32(scale)).astype(np.float32, copy=False) if scale != 1 else array.astype(np.float32)
+
+
+def layout_name(name: str, channels: int) -> str:
+    """FFmpeg's name of the loudspeakers, or the usual one for that many channels where the file does not say."""
+    if name and not name.endswith("channels"):
+        return name
+    return LAYOUTS.get(channels, f"{channels} channels")
+
+
+def mp3_is_counted(path: Path) -> bool:
+    """Whether the first frame of an mp3 tells the number of frames (the Xing or Info header)."""
+    with open_bytes(path) as file:
+        head = file.read(10)
+        start = 0
+        if head[:3] == b"ID3" and len(head) == 10:
+            start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+        file.seek(start)
+        frame = file.read(4096)
+    found = re.search(rb"Xing|Info", frame)
+    return bool(found) and frame[found.end() + 3 : found.end() + 4] != b"" and bool(frame[found.end() + 3] & 1)
