@@ -99,8 +99,8 @@ class CompactFrameTransformer(nn.Module):
         self.num_heads = num_heads
         features = [bins // PATCH_BINS // 2**level for level in range(len(channels))]
         patch = 2 * PATCH_FRAMES * PATCH_BINS
-        self.mean = nn.Parameter(torch.full((bins,), -6.0))
-        self.scale = nn.Parameter(torch.full((bins,), 0.4))
+        self.register_buffer("mean", torch.full((bins, 1), -6.0))
+        self.register_buffer("scale", torch.full((bins, 1), 0.4))
         self.stem = nn.Conv2d(patch, channels[0], 3, padding=1)
         self.encoders = nn.ModuleList(
             Block(width, width, size, size // bottleneck) for width, size in zip(channels, features, strict=True)
@@ -124,8 +124,7 @@ class CompactFrameTransformer(nn.Module):
     def logits(self, magnitude: Tensor) -> Tensor:
         """`[batch, 2, n_fft / 2, frames]` magnitudes -> logits of the vocals' mask, same shape."""
         frames = magnitude.shape[-1]
-        level = torch.log(magnitude / self.full_scale + FLOOR)
-        level = (level - self.mean[:, None]) * self.scale[:, None]
+        level = (self.level(magnitude) - self.mean) * self.scale
         step = PATCH_FRAMES * max(TIME_STRIDES)
         level = F.pad(level, (0, -frames % step))
         patches = rearrange(level, "b c (f q) (t p) -> b (c p q) t f", p=PATCH_FRAMES, q=PATCH_BINS)
@@ -140,6 +139,16 @@ class CompactFrameTransformer(nn.Module):
         x = self.head(torch.cat((x, patches), dim=1))
         logits = rearrange(x, "b (c p q) t f -> b c (f q) (t p)", p=PATCH_FRAMES, q=PATCH_BINS)
         return logits[..., :frames]
+
+    def level(self, magnitude: Tensor) -> Tensor:
+        """The natural logarithm of the magnitudes against full scale."""
+        return torch.log(magnitude / self.full_scale + FLOOR)
+
+    def calibrate(self, magnitude: Tensor) -> None:
+        """Set each bin's mean level and spread from typical mixtures `[batch, 2, n_fft / 2 + 1, frames]`; before training."""
+        level = rearrange(self.level(magnitude[:, :, :-1]), "b c f t -> f (b c t)")
+        self.mean.copy_(level.mean(dim=1, keepdim=True))
+        self.scale.copy_(1 / level.std(dim=1, keepdim=True).clamp(min=0.5))
 
     def attend(self, x: Tensor) -> Tensor:
         """What the frames tell one another at the deepest level, `[batch, channels, frames, features]`."""
