@@ -8,11 +8,14 @@ rotary_embedding_torch.py and the attention of each network file).
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+PE_FRAMES = 4096  # of the position tables in the checkpoints
 
 Pair = tuple[Tensor, Tensor]
 """A scaled query and a key, both `[batch, maps * heads, frames, head features]`: one summand of the logits."""
@@ -132,7 +135,10 @@ class Rotary(nn.Module):
 
 
 def count_heads(features: int, frequencies: int) -> int:
-    """How many heads share the features, told from the length of the buffer `freqs`; ValueError if none can."""
+    """How many heads share the features, told from the length of the buffer `freqs`; ValueError if none can.
+
+    Heads of 2n and of 2n + 1 features have n frequencies: where both fit, it is 2n.
+    """
     for width in (2 * frequencies, 2 * frequencies + 1):
         if width and features % width == 0:
             return features // width
@@ -184,6 +190,92 @@ def sinusoids(features: int, frames: int) -> Tensor:
     feature = torch.arange(features, device="cpu")[:, None]
     angles = 10000.0 ** (-(feature - feature % 2).float() / features) * torch.arange(frames, device="cpu").float()
     return torch.where(feature % 2 == 0, angles.sin(), angles.cos())
+
+
+class ResBlock(nn.Module):
+    """Two convolutions of the normalised input with an activation between them, and a shortcut.
+
+    `stride` is that of the second convolution, in (features, frames) or both; sizes are rounded up.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: int,
+        activation: Callable[[Tensor], Tensor],
+        kernel_size: int = 3,
+        stride: int | tuple[int, int] = 1,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__()
+        padding, plain = kernel_size // 2, in_channels == out_channels and stride in (1, (1, 1))
+        self.activation = activation
+        self.norm = MultichannelLayerNorm(in_channels, features, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size, padding=padding, stride=stride, bias=False)
+        self.identity = nn.Identity() if plain else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.identity(x) + self.conv2(self.activation(self.conv1(self.norm(x))))
+
+
+class ConvolutionalEmbedding(nn.Module):
+    """One channel that tells a network where it is, from a pyramid of nine sizes; in V2b, V3, V7 and the new family.
+
+    `[batch, in_channels, features, frames]` -> `[batch, 1, features, frames]`; any number of frames, features a
+    multiple of 256. `sinusoid` says where the table `pe` of `sinusoids` comes in: appended to the "input", as the last
+    "map" before they are mixed, or "none" (then there is no buffer). `pe` is `[1, 1, features, 4096]` and part of the
+    published state dicts; a crop of more frames has its table computed.
+    """
+
+    pe: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        features: int,
+        activation: Callable[[Tensor], Tensor],
+        sinusoid: Literal["input", "map", "none"] = "input",
+    ) -> None:
+        super().__init__()
+        self.features, self.sinusoid = features, sinusoid
+        if sinusoid != "none":
+            self.register_buffer("pe", self.table())
+        wide = in_channels + (sinusoid == "input")
+        for level, multiple in enumerate((1, 2, 4, 6, 8, 10, 12, 14, 16), start=1):
+            if level > 1:
+                block = ResBlock(wide, in_channels * multiple, features, activation, stride=2)
+                self.add_module(f"encoder{level - 1}", block)
+                wide, features = in_channels * multiple, features // 2
+            self.add_module(f"extract{level}", ResBlock(wide, 1, features, activation, kernel_size=11))
+        self.out = ResBlock(9 + (sinusoid == "map"), 1, self.features, activation, kernel_size=1)
+
+    def table(self) -> Tensor:
+        """The buffer `pe`, on the default device."""
+        device = torch.empty(0).device
+        if device.type == "meta":  # recognition builds networks there, and would wait for four million sines
+            return torch.empty(1, 1, self.features, PE_FRAMES)
+        return sinusoids(self.features, PE_FRAMES)[None, None].to(device)
+
+    def waves(self, x: Tensor) -> Tensor:
+        """The table for every frame of x, `[batch, 1, features, frames]`."""
+        frames = x.shape[-1]
+        table = self.pe if frames <= PE_FRAMES else sinusoids(self.features, frames)[None, None]
+        return table[..., :frames].to(x).expand(x.shape[0], -1, -1, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        waves = None if self.sinusoid == "none" else self.waves(x)
+        if self.sinusoid == "input":
+            x = torch.cat((x, waves), dim=1)
+        maps = [self.extract1(x)]
+        for level in range(2, 10):
+            x = self.get_submodule(f"encoder{level - 1}")(x)
+            maps.append(resize(self.get_submodule(f"extract{level}")(x), size))
+        if self.sinusoid == "map":
+            maps.append(waves)
+        return self.out(torch.cat(maps, dim=1))
 
 
 def mask(logits: Tensor, nyquist: float = 1.0) -> Tensor:
