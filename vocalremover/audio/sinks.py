@@ -1,23 +1,22 @@
-"""The three encoders behind `Writer`: our own wav, libsndfile for Vorbis, FFmpeg (PyAV) for flac, mp3, opus and m4a.
+"""The three encoders behind `Writer`: our own wav, libsndfile for ogg and opus, FFmpeg (PyAV) for flac, mp3 and m4a.
 
 Each takes `[channels, samples]` float32 arrays of full scale 1 and writes into a file object that is open and empty.
+The lossy formats cannot hold a song of no samples; it becomes one sample of silence.
 """
 
 import struct
-import tempfile
 from contextlib import suppress
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import av
 import numpy as np
 import soundfile
-import torch
+from av.container import InputContainer
 from av.stream import Disposition
 
 from vocalremover.audio import tags
-from vocalremover.audio.resampling import Resampler
+from vocalremover.audio.ogg import OggTagger
 from vocalremover.audio.tags import Tags
 
 PIECE = 1 << 14
@@ -38,9 +37,11 @@ VORBIS_ORDER = {
 }
 # Nominal kbit/s of stereo at 44.1 kHz for Vorbis' qualities 0, 0.1 ... 1.
 VORBIS_KBITS = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 500)
-CODECS = {"flac": ("flac", "flac"), "mp3": ("libmp3lame", "mp3"), "opus": ("libopus", "ogg"), "m4a": ("aac", "mp4")}
-SAMPLE_FORMATS = {"mp3": "fltp", "opus": "flt", "m4a": "fltp"}
-OPUS_RATE = 48000
+# kbit/s of a channel for libsndfile's compression levels 1 and 0.
+OPUS_KBITS = (6, 256)
+CODECS = {"flac": ("flac", "flac"), "mp3": ("libmp3lame", "mp3"), "m4a": ("aac", "mp4")}
+# How samples are handed over, and what the codec is told to take: FFmpeg lays floats out anew, and changes no integer.
+FLAC_FORMATS = {"16": "s16", "24": "s32"}
 
 
 class OutFile:
@@ -185,37 +186,32 @@ def channel_mask(layout: str) -> int:
 
 
 class FFmpegSink:
-    """Flac, mp3, opus and m4a with tags and cover.
+    """Flac, mp3 and m4a with tags and cover.
 
-    The encoder's delay is told in the file (LAME header, pre-skip, edit list), so that decoders take it off; m4a
-    counts its edit list in samples, so that its length is exact. Opus exists at 48 kHz only: the song is converted.
+    The delay of the encoder is told in the file (LAME header, edit list), so that decoders take it off; m4a counts
+    its edit list in samples, so that its length is exact.
     """
 
     def __init__(
-        self, out: OutFile, kind: str, rate: int, layout: str, bits: str | None, bitrate: int | None, words: Tags
+        self, out: OutFile, kind: str, rate: int, layout: str, bits: str | None, bitrate: int, words: Tags
     ) -> None:
         codec, muxer = CODECS[kind]
-        channels = av.AudioLayout(layout).nb_channels
-        self._out = out
+        self._rate = rate
         self._layout = layout
-        self._rate = OPUS_RATE if kind == "opus" else rate
-        self._resampler = Resampler(rate, self._rate, channels) if rate != self._rate else None
+        self._format = FLAC_FORMATS[bits] if bits else "flt"
         self._quantise = Quantiser(int(bits)) if bits else None
-        self._format = {"16": "s16", "24": "s32", None: SAMPLE_FORMATS.get(kind)}[bits]
         self._position = 0
         options = {"movie_timescale": str(rate), "brand": "M4A "} if kind == "m4a" else {}
         self._container = av.open(out, "w", format=muxer, options=options)
-        self._stream = self._container.add_stream(codec, rate=self._rate, layout=layout)
-        self._stream.codec_context.format = self._format
-        self._stream.time_base = Fraction(1, self._rate)
+        self._stream = self._container.add_stream(codec, rate=rate, layout=layout)
+        self._stream.codec_context.format = self._format if bits else "fltp"
+        self._stream.time_base = Fraction(1, rate)
         if bitrate:
             self._stream.bit_rate = bitrate
         self._container.metadata.update(words.words())
-        if kind == "opus":
-            self._container.metadata.update(tags.picture_comment(words))
-        self._start(None if kind == "opus" else tags.picture_stream(words.cover))
+        self._start(tags.picture_stream(words.cover))
 
-    def _start(self, picture: Any) -> None:
+    def _start(self, picture: InputContainer | None) -> None:
         if picture is None:
             self._container.start_encoding()
             return
@@ -228,18 +224,20 @@ class FFmpegSink:
             self._container.mux(packet)
 
     def write(self, samples: np.ndarray) -> None:
-        if self._resampler:
-            samples = self._resampler.push(torch.from_numpy(samples)).numpy()
         for start in range(0, samples.shape[1], PIECE):
-            self._encode(samples[:, start : start + PIECE])
+            piece = samples[:, start : start + PIECE]
+            if self._quantise is None:
+                self._encode(piece.T)
+            elif self._format == "s16":
+                self._encode(self._quantise(piece).astype(np.int16))
+            else:
+                self._encode(self._quantise(piece) << 8)
 
     def _encode(self, samples: np.ndarray) -> None:
-        if self._quantise:
-            whole = self._quantise(samples)
-            samples = (whole << 8 if self._format == "s32" else whole.astype(np.int16)).reshape(1, -1)
-        elif self._format == "flt":
-            samples = samples.T.reshape(1, -1)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format=self._format, layout=self._layout)
+        # In turns, not in planes: PyAV cannot hold eight planes.
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(samples).reshape(1, -1), format=self._format, layout=self._layout
+        )
         frame.sample_rate = self._rate
         frame.time_base = Fraction(1, self._rate)
         frame.pts = self._position
@@ -247,8 +245,8 @@ class FFmpegSink:
         self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        if self._resampler and (rest := self._resampler.finish()).shape[1]:
-            self._encode(rest.numpy())
+        if not self._position and self._quantise is None:
+            self._encode(np.zeros((1, av.AudioLayout(self._layout).nb_channels), np.float32))
         self._container.mux(self._stream.encode(None))
         self._container.close()
 
@@ -257,47 +255,45 @@ class FFmpegSink:
             self._container.close()
 
 
-class VorbisSink:
-    """Ogg Vorbis by libsndfile, whose encoder (unlike FFmpeg's own) is libvorbis.
+class XiphSink:
+    """Ogg Vorbis and Ogg Opus by libsndfile, that is libvorbis and libopus, with tags and cover.
 
-    libsndfile writes few tags and no cover, so the finished stream is copied, packet by packet and thus without loss,
-    into a second ogg with all of them. The first lies in a nameless temporary file of the target folder.
+    Not by FFmpeg: its Vorbis encoder is of another quality, and its Opus encoder (libavcodec 62) confuses the
+    loudspeakers of 5.0 and 6.1.
     """
 
-    def __init__(self, out: OutFile, folder: Path, rate: int, channels: int, bitrate: int, words: Tags) -> None:
+    def __init__(self, out: OutFile, kind: str, rate: int, channels: int, bitrate: int, words: Tags) -> None:
         self._out = out
-        self._words = words
         self._channels = channels
-        self._raw = OutFile(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115: lives as long as the sink
-        quality = float(np.interp(bitrate * 2 / channels / 1000, VORBIS_KBITS, np.linspace(0, 1, len(VORBIS_KBITS))))
+        self._samples = 0
+        each = bitrate / channels / 1000
+        if kind == "ogg":
+            level = 1 - np.interp(2 * each, VORBIS_KBITS, np.linspace(0, 1, len(VORBIS_KBITS)))
+        else:
+            level = np.interp(each, OPUS_KBITS, (1, 0))
         self._song = soundfile.SoundFile(
-            self._raw, "w", rate, channels, "VORBIS", format="OGG", compression_level=1 - quality
+            OggTagger(out, tags.comments(words)),
+            "w",
+            rate,
+            channels,
+            {"ogg": "VORBIS", "opus": "OPUS"}[kind],
+            format="OGG",
+            compression_level=float(level),
         )
 
     def write(self, samples: np.ndarray) -> None:
+        self._samples += samples.shape[1]
         if self._channels in VORBIS_ORDER:
             samples = samples[list(VORBIS_ORDER[self._channels])]
         # libvorbis keeps a block on the stack, so blocks stay small.
         for start in range(0, samples.shape[1], PIECE):
             self._song.write(samples[:, start : start + PIECE].T)
-            self._raw.check()
 
     def finish(self) -> None:
+        if not self._samples:
+            self.write(np.zeros((self._channels, 1), np.float32))
         self._song.close()
-        self._raw.check()
-        self._raw.seek(0)
-        with av.open(self._raw) as source, av.open(self._out, "w", format="ogg") as target:
-            stream = target.add_stream_from_template(source.streams.audio[0])
-            stream.metadata.update(self._words.words() | tags.picture_comment(self._words))
-            target.start_encoding()
-            for packet in source.demux(audio=0):
-                if packet.size:
-                    packet.stream = stream
-                    target.mux(packet)
-        self._raw.file.close()
 
     def abort(self) -> None:
-        self._raw.closed_to_writing = True
         with suppress(Exception):
             self._song.close()
-        self._raw.file.close()

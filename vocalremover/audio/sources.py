@@ -24,6 +24,10 @@ FULL_SCALES = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 
 COUNTED = {"mp3", "flac", "ogg", "wav", "w64", "aiff", "caf"}
 # A header of a stream that was written into a pipe holds a size like these.
 UNKNOWN_SIZE = 0x7FFF0000
+# What libsndfile says of a flac whose length is not in its header.
+UNKNOWN_COUNT = 2**62
+# PyAV looks for the end of a list of this many planes behind it.
+MOST_PLANES = 8
 # One frame more or less is the habit of some encoders; anything else is a damaged file.
 TOLERANCE = 2304
 
@@ -44,8 +48,8 @@ class SndfileSource:
             self.subtype = song.subtype
             self.rate = song.samplerate
             self.channels = song.channels
-            self.samples = song.frames
-            self.expected = max(song.frames, self._promised(song))
+            self.samples: int | None = song.frames if song.frames < UNKNOWN_COUNT else None
+            self.expected = max(self.samples or 0, self._promised(song))
         self.layout = layout_name("", self.channels)
         self.problems: list[str] = []
 
@@ -112,7 +116,10 @@ class FFmpegSource:
                 frames = [frame]
                 if frame.sample_rate != self.rate or frame.layout.nb_channels != self.channels:
                     # A broadcast may change its form midway; its beginning decides.
-                    resampler = resampler or av.AudioResampler("fltp", stream.codec_context.layout, self.rate)
+                    resampler = resampler or av.AudioResampler("flt", self.layout, self.rate)
+                    frames = resampler.resample(frame)
+                elif self.channels >= MOST_PLANES and frame.format.is_planar:
+                    resampler = resampler or av.AudioResampler("flt")
                     frames = resampler.resample(frame)
                 for part in frames:
                     waiting.append(_samples(part))

@@ -23,7 +23,8 @@ FIELDS = {
     "track": ("track", "tracknumber", "wm/tracknumber"),
     "date": ("date", "year", "wm/year"),
 }
-PICTURE_TYPES = {"png": "image/png", "mjpeg": "image/jpeg", "bmp": "image/bmp", "gif": "image/gif", "webp": "image/webp"}
+PICTURE_TYPES = {"png": "image/png", "mjpeg": "image/jpeg", "bmp": "image/bmp", "gif": "image/gif"}
+COMMENT_NAMES = {"track": "TRACKNUMBER"}
 FRONT_COVER = 3
 
 
@@ -96,12 +97,13 @@ def picture_stream(cover: bytes | None) -> InputContainer | None:
     return container if container.streams.video and container.streams.video[0].width else None
 
 
-def picture_comment(tags: Tags) -> dict[str, str]:
-    """The cover as the comment that ogg and opus players read, laid out as the picture block of RFC 9639, 8.8."""
-    if not tags.cover:
-        return {}
-    mime = (tags.cover_mime or "image/jpeg").encode()
-    block = struct.pack(">II", FRONT_COVER, len(mime)) + mime
-    # No description; width, height, depth and colours are left for the player to find in the picture itself.
-    block += struct.pack(">IIIII", 0, 0, 0, 0, 0) + struct.pack(">I", len(tags.cover)) + tags.cover
-    return {"METADATA_BLOCK_PICTURE": base64.b64encode(block).decode()}
+def comments(tags: Tags) -> dict[str, str]:
+    """The tags as the comments of ogg and opus; the cover is laid out as the picture block of RFC 9639, 8.8."""
+    lines = {COMMENT_NAMES.get(name, name.upper()): text for name, text in tags.words().items()}
+    if tags.cover:
+        mime = (tags.cover_mime or "image/jpeg").encode()
+        block = struct.pack(">II", FRONT_COVER, len(mime)) + mime
+        # No description; width, height, depth and colours are left for the player to find in the picture itself.
+        block += struct.pack(">IIIII", 0, 0, 0, 0, 0) + struct.pack(">I", len(tags.cover)) + tags.cover
+        lines["METADATA_BLOCK_PICTURE"] = base64.b64encode(block).decode()
+    return lines

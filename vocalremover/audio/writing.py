@@ -7,6 +7,7 @@ is written appears under its name only when it is whole: until then it is a hidd
 import errno
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +18,13 @@ import soundfile
 import torch
 from torch import Tensor
 
-from vocalremover.audio.sinks import FFmpegSink, OutFile, VorbisSink, WavSink
+from vocalremover.audio.resampling import Resampler
+from vocalremover.audio.sinks import FFmpegSink, OutFile, WavSink, XiphSink
 from vocalremover.audio.sources import LAYOUTS
 from vocalremover.audio.tags import Tags
 from vocalremover.errors import AudioError, UsageError
 
+OPUS_RATE = 48000
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 AAC_RATES = (7350, *MP3_RATES, 64000, 88200, 96000)
 # The layouts of Vorbis I, 4.3.9, which opus has too, and what may be called so without moving a loudspeaker.
@@ -127,6 +130,8 @@ class Writer:
         self._tags = tags or Tags()
         self._layout = self._check(layout)
         self._part: Path | None = None
+        convert = self.encoding.format == "opus" and rate != OPUS_RATE
+        self._resampler = Resampler(rate, OPUS_RATE, channels) if convert else None
 
     def __enter__(self) -> "Writer":
         try:
@@ -158,7 +163,7 @@ class Writer:
             raise AudioError(f"{self.path}: the samples to be written are not all numbers (NaN or infinite).")
         self.peak = max(self.peak, peak)
         try:
-            self._sink.write(block.numpy())
+            self._sink.write((self._resampler.push(block) if self._resampler else block).numpy())
             self._out.check()
         except (OSError, RuntimeError) as error:
             raise self._translated(error) from error
@@ -170,6 +175,8 @@ class Writer:
             self._abort()
             return
         try:
+            if self._resampler:
+                self._sink.write(self._resampler.finish().numpy())
             self._sink.finish()
             self._out.check()
             self._out.file.flush()
@@ -212,13 +219,14 @@ class Writer:
             self._part = part
             return os.fdopen(descriptor, "w+b", buffering=1 << 18)
 
-    def _open(self) -> WavSink | FFmpegSink | VorbisSink:
+    def _open(self) -> WavSink | FFmpegSink | XiphSink:
         kind, bits = self.encoding.format, self.encoding.bits
         bitrate = self.encoding.bitrate or (FORMATS[kind].bitrate or 0) * self.channels
         if kind == "wav":
             return WavSink(self._out, self.rate, self.channels, self._layout, bits, self._tags.words())
-        if kind == "ogg":
-            return VorbisSink(self._out, self.path.parent, self.rate, self.channels, bitrate, self._tags)
+        if kind in ("ogg", "opus"):
+            rate = OPUS_RATE if kind == "opus" else self.rate
+            return XiphSink(self._out, kind, rate, self.channels, bitrate, self._tags)
         return FFmpegSink(self._out, kind, self.rate, self._layout, bits, bitrate, self._tags)
 
     def _abort(self) -> None:
@@ -228,11 +236,9 @@ class Writer:
         self._discard()
 
     def _discard(self) -> None:
-        try:
+        # What the buffer still holds has no place on a full disk, and the file is removed anyhow.
+        with suppress(OSError):
             self._out.file.close()
-        except OSError:
-            # What the buffer still held; on a full disk it has no place and the file is removed anyhow.
-            pass
         self._part.unlink(missing_ok=True)
 
     def _translated(self, error: BaseException) -> BaseException:
@@ -266,9 +272,6 @@ def _sync_folder(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
         return
-    try:
+    with suppress(OSError):
         os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+    os.close(descriptor)
