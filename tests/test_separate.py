@@ -383,7 +383,7 @@ def test_little_is_held() -> None:
 
     def blocks() -> Iterator[Tensor]:
         nonlocal asked
-        for _ in range(300):
+        for _ in range(100):
             asked += 1000
             yield torch.zeros(2, 1000)
 

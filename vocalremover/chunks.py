@@ -44,9 +44,23 @@ class Chunking:
             raise UsageError(f"the crop size must be a multiple of {self.multiple}, not {self.size}")
 
     @property
+    def equal(self) -> bool:
+        """True where every window is equally wide, the last one filled up to a whole core."""
+        return 1 < self.multiple == self.size
+
+    @property
     def whole(self) -> int:
         """The width of a full window."""
         return self.size + 2 * self.context
+
+
+def resize(chunking: Chunking, size: int | None = None, context: int | None = None) -> Chunking:
+    """The same kind of chunking with another core or context: overlap-add and equal windows stay what they are."""
+    size = chunking.size if size is None else size
+    context = chunking.context if context is None else context
+    overlap_add = 0 < chunking.fade == chunking.context
+    fade = context if overlap_add else min(chunking.fade, max(context, 0))
+    return Chunking(size, context, fade, size if chunking.equal else chunking.multiple)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ is lost.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from vocalremover import checkpoint
 from vocalremover.audio import resample
-from vocalremover.chunks import Chunking, Queue, at_most, blend, cut, group, join, split, tap
+from vocalremover.chunks import Chunking, Queue, at_most, blend, cut, group, join, resize, split, tap
 from vocalremover.errors import AudioError, DeviceError, ModelError, UsageError
 from vocalremover.models import ModelSpec
 
@@ -55,15 +54,9 @@ class Separator:
     stems: tuple[str, ...] = ("vocals", "instrumental")
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        network: nn.Module,
-        device: str | torch.device = "cpu",
-        precision: str = "auto",
-        size: int | None = None,
-        context: int | None = None,
-        batch: int | None = None,
-    ) -> None:
+        self, spec: ModelSpec, network: nn.Module, device: str | torch.device = "cpu", precision: str = "auto",
+        size: int | None = None, context: int | None = None, batch: int | None = None,
+    ) -> None:  # fmt: skip
         """`network` in eval mode, on any device; `size` and `context` replace the recipe's, in frames.
 
         Raises UsageError for settings that contradict each other or the model.
@@ -83,14 +76,9 @@ class Separator:
 
     @classmethod
     def load(
-        cls,
-        name_or_path: str | Path = "default",
-        device: str = "auto",
-        precision: str = "auto",
-        size: int | None = None,
-        context: int | None = None,
-        batch: int | None = None,
-    ) -> "Separator":
+        cls, name_or_path: str | Path = "default", device: str = "auto", precision: str = "auto",
+        size: int | None = None, context: int | None = None, batch: int | None = None,
+    ) -> "Separator":  # fmt: skip
         """A name in MODELS or the path of a checkpoint -> a Separator on the device.
 
         device: see `choose_device`. precision: "auto", "fp32", "bf16" or "fp16". size, context: frames of a crop's
@@ -128,13 +116,9 @@ class Separator:
         return largest.item()
 
     def stream(
-        self,
-        blocks: Iterable[Tensor],
-        rate: int,
-        peak: float | None = None,
-        layout: str | None = None,
+        self, blocks: Iterable[Tensor], rate: int, peak: float | None = None, layout: str | None = None,
         progress: Progress = iter,
-    ) -> Iterator[Stems]:
+    ) -> Iterator[Stems]:  # fmt: skip
         """Blocks of a song `[channels, samples]` of any sizes -> blocks of every stem, equally long, as many samples.
 
         rate: Hz. peak: what `peak` says of the same song. layout: FFmpeg's name for the order of more than two
@@ -219,7 +203,7 @@ class Separator:
                 return join(*(self._fit(half) for half in halves), self.chunking)
             try:
                 return self._run(magnitudes)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 pass  # what the traceback holds is freed before the next try
             self._shrink(magnitudes.shape[0], core, halves)
 
@@ -254,7 +238,7 @@ class Separator:
             past = tuple(before[..., : now.shape[-1]] for before in past) or (torch.zeros_like(now),) * 4
             try:
                 mask = torch.cat([self._run(pair) for pair in torch.cat((now, *past), dim=1).split(1)])
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 raise self._too_small(now.shape[-1]) from None
             past = (now, now * mask, past[0], past[1])
             yield mask.reshape(crop.shape)[..., : window.size]
@@ -322,17 +306,12 @@ def _choose_precision(name: str, device: torch.device) -> str:
 def _choose_chunking(spec: ModelSpec, device: torch.device, size: int | None, context: int | None) -> Chunking:
     """The recipe's chunking with what the caller, or a CPU's caches, want instead."""
     recipe = spec.chunking
-    padded_up = recipe.multiple == recipe.size  # every window equally wide, whatever its size
-    if size is None:
-        capped = device.type == "cpu" and not spec.recurrent and recipe.size > CPU_FRAMES
-        step = 1 if padded_up else recipe.multiple
-        size = max(CPU_FRAMES // step, 1) * step if capped else recipe.size
-    context = recipe.context if context is None else context
+    if size is None and device.type == "cpu" and not spec.recurrent:
+        step = 1 if recipe.equal else recipe.multiple
+        size = min(recipe.size, max(CPU_FRAMES // step, 1) * step)
     if spec.recurrent and context:
         raise UsageError(f"{spec.name} passes its output from crop to crop, so its padding must be 0, not {context}")
-    overlap_add = recipe.fade > 0 and recipe.fade == recipe.context
-    fade = context if overlap_add else min(recipe.fade, max(context, 0))
-    return replace(recipe, size=size, context=context, fade=fade, multiple=size if padded_up else recipe.multiple)
+    return resize(recipe, size, context)
 
 
 def _checked(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
