@@ -22,9 +22,10 @@ from torch import Tensor, nn
 # The tests belong to the sources beside them, wherever another copy may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vocalremover.chunks import Chunking, blend, cut, group
-from vocalremover.models import NETWORKS
+from vocalremover.chunks import Chunking
+from vocalremover.models import NETWORKS, ModelSpec
 from vocalremover.networks.layers import mask
+from vocalremover.separate import Separator
 from vocalremover.spectrogram import STFT
 
 EXCEPTED = re.compile(r"(^|\.)(freqs|pe|num_batches_tracked)$")
@@ -38,7 +39,7 @@ class Family:
 
     file and cls: where the original defines it, for fixtures of unfamiliar name; commit tells files of one name apart.
     extra: constructor keywords of ours on top of the fixture's. tolerance: absolute, for networks that round on
-    purpose. outputs: what the original's forward returned.
+    purpose. recurrent: True where a crop depends on those before. outputs: what the original's forward returned.
     """
 
     network: Callable[..., nn.Module]
@@ -47,6 +48,7 @@ class Family:
     commit: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float | None = None
+    recurrent: bool = False
     outputs: Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, ...]] = lambda network, x: network.logits(x)
 
 
@@ -60,6 +62,7 @@ class Dummy(nn.Module):
 
 FAMILIES = {
     "dummy": Family(Dummy, file=""),
+    "v9": Family(NETWORKS["v9"], "v9r/libft2gan/frame_transformer12.py", recurrent=True),
     "v10": Family(NETWORKS["v10"], "v10/libft2gan/frame_transformer13.py"),
 }
 
@@ -183,18 +186,20 @@ def signal(case: Mapping[str, Any]) -> Tensor:
 
 
 def song_mask(case: Mapping[str, Any], family: Family, network: nn.Module, spectrogram: Tensor) -> Tensor:
-    """The mask of a whole song as our pipeline cuts and joins it, with the original's crops; of TTA the mean."""
+    """The mask of a whole song from our Separator with the original's crops; of test-time augmentation the mean."""
     if case["method"] == "separate_tta":
         crops = list(zip(case["tta_cropsizes"], case["tta_paddings"], strict=True))
     else:
         crops = [(case["cropsize"], case["cropsize"] // 2 if case["padding"] is None else case["padding"])]
-    magnitude = spectrogram.abs() / spectrogram.abs().max()
+    peak = spectrogram.abs().max().item()
     masks = []
     for size, context in crops:
+        # The original fills the last crop up with zeros, and gives a recurrent network the padding as more crop.
+        size, context = (size + 2 * context, 0) if family.recurrent else (size, context)
         chunking = Chunking(size=size, context=context, multiple=size)
-        batches = group(cut([magnitude], chunking), case["batchsize"])
-        windows = (pair for places, contents in batches for pair in zip(places, network(contents), strict=True))
-        masks.append(torch.cat(list(blend(windows, chunking)), dim=-1))
+        spec = ModelSpec("", "", {}, chunking=chunking, recurrent=family.recurrent)
+        separator = Separator(spec, network, precision="fp32", batch=case["batchsize"])
+        masks.append(torch.cat(list(separator.masks([spectrogram], peak)), dim=-1))
     joined = torch.stack(masks).mean(0)
     # The original gives the Nyquist bin, which no network sees, to the vocals; ours keeps it in the instrumental.
     joined[:, -1] = 0

@@ -12,16 +12,18 @@ import torch
 from torch import nn
 
 from vocalremover.chunks import Chunking
-from vocalremover.networks import compact, v10
+from vocalremover.networks import compact, v9, v10
 from vocalremover.spectrogram import STFT
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "compact": compact.CompactFrameTransformer,
+    "v9": v9.FrameTransformer,
     "v10": v10.FrameTransformer,
 }
 
 ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] = {
     "compact": compact.arguments,
+    "v9": v9.arguments,
     "v10": v10.arguments,
 }
 """For every network: from the shapes in its state dict to its constructor arguments."""
@@ -73,6 +75,26 @@ RECIPES = (
         filename="default.safetensors",
         license="MIT",
         note="Small and fast; trained for this project and shipped with it.",
+    ),
+    ModelSpec(
+        name="v9",
+        network="v9",
+        args={
+            "in_channels": 10,
+            "out_channels": 2,
+            "channels": 16,
+            "expansion": 512,
+            "n_fft": 2048,
+            "dropout": 0,
+            "num_heads": 8,
+            "num_attention_maps": 1,
+            "num_layers": 17,
+        },
+        chunking=Chunking(size=4096, multiple=256),
+        recurrent=True,
+        filename="model.v9.pth",
+        url="https://mega.nz/file/q4YhCAqZ#j-8LhhTFl5sd81-epvg0-GcBGaVXCutM6GKR7Nhjodc",
+        note="carperbr, 2024: also reads what it left of the two crops before, so crops are not independent.",
     ),
     ModelSpec(
         name="v10",
