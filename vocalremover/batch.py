@@ -255,7 +255,7 @@ def _write_stems(
         }
 
         def written() -> Iterator[Tensor]:
-            for stems in separator.stream(reader.blocks(), reader.rate, peak):
+            for stems in separator.stream(reader.blocks(), reader.rate, peak, reader.layout):
                 for stem, writer in writers.items():
                     block = stems[stem]
                     peaks[stem] = max(peaks[stem], float(block.abs().max()) if block.numel() else 0.0)

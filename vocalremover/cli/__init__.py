@@ -17,6 +17,7 @@ import click
 
 from vocalremover import __version__
 from vocalremover.cli import models, separate
+from vocalremover.cli.output import say
 from vocalremover.errors import VocalRemoverError
 
 
@@ -45,22 +46,18 @@ def main(arguments: list[str] | None = None) -> None:
         with _signals_stop():
             code = commands.main(arguments, prog_name="vocalremover", standalone_mode=False) or 0
     except Stopped:
-        _tell("stopped; no half-written file is left")
+        say("vocalremover: stopped; no half-written file is left")
         raise
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except VocalRemoverError as error:
-        _tell(str(error))
+        say(f"vocalremover: {error}")
         code = error.exit_code
     except BrokenPipeError:  # whoever read our results has left; Python must not try to flush to them at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
-
-
-def _tell(sentence: str) -> None:
-    click.echo(f"vocalremover: {sentence}", err=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -36,7 +37,7 @@ class Report:
         """`blocks` as they are, seen on stderr as they pass."""
         if self.verbosity < 0:
             return blocks
-        name = job.input.name
+        name = printable(job.input.name)
         if len(self.jobs) > 1:
             name = f"[{self.jobs.index(job) + 1}/{len(self.jobs)}] {name}"
         draw = _bar if sys.stderr.isatty() else _lines
@@ -75,7 +76,13 @@ class Report:
 def say(sentence: str, verbosity: int = 0) -> None:
     """One line on stderr, unless `verbosity` is below 0."""
     if verbosity >= 0:
-        click.echo(sentence, err=True)
+        click.echo(printable(sentence), err=True)
+
+
+def printable(text: str) -> str:
+    """A file may be called anything: line breaks, control characters and undecodable bytes are shown as escapes."""
+    odd = ("Cc", "Cs")
+    return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in odd else letter for letter in text)
 
 
 def clock(seconds: float) -> str:
