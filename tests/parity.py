@@ -62,6 +62,13 @@ class Dummy(nn.Module):
 
 FAMILIES = {
     "dummy": Family(Dummy, file=""),
+    "v8": Family(
+        NETWORKS["v8"],
+        "inference/v8/libft2gan/frame_transformer5.py",
+        extra={"bfloat16_upsampling": True},
+        tolerance=0.25,
+    ),
+    "v8_snapshot": Family(NETWORKS["v8"], "snapshots/v8.1/libft2gan/frame_transformer5.py"),
     "v9": Family(NETWORKS["v9"], "v9r/libft2gan/frame_transformer12.py", recurrent=True),
     "v10": Family(NETWORKS["v10"], "v10/libft2gan/frame_transformer13.py"),
 }

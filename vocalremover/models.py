@@ -12,17 +12,19 @@ import torch
 from torch import nn
 
 from vocalremover.chunks import Chunking
-from vocalremover.networks import compact, v9, v10
+from vocalremover.networks import compact, v8, v9, v10
 from vocalremover.spectrogram import STFT
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "compact": compact.CompactFrameTransformer,
+    "v8": v8.FrameTransformer,
     "v9": v9.FrameTransformer,
     "v10": v10.FrameTransformer,
 }
 
 ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] = {
     "compact": compact.arguments,
+    "v8": v8.arguments,
     "v9": v9.arguments,
     "v10": v10.arguments,
 }
@@ -75,6 +77,24 @@ RECIPES = (
         filename="default.safetensors",
         license="MIT",
         note="Small and fast; trained for this project and shipped with it.",
+    ),
+    ModelSpec(
+        name="v8",
+        network="v8",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "channels": 8,
+            "expansion": 2.2,
+            "n_fft": 2048,
+            "dropout": 0,
+            "num_heads": 8,
+            "num_attention_maps": 1,
+        },
+        chunking=Chunking(size=4096),
+        filename="model.v8.pth",
+        url="https://mega.nz/file/n8IUwJZK#D9-1u7RqYZF4lt_lJ5By58PPj4a0itdojF-fUZf_WQA",
+        note="carperbr, 2024: every level also attends to the input itself.",
     ),
     ModelSpec(
         name="v9",
