@@ -4,12 +4,16 @@ libsndfile can write few comments and no picture. What comes in are the bytes of
 the same stream with the comment packet replaced, its pages counted and summed anew.
 """
 
+import os
 import struct
 import zlib
+from pathlib import Path
 from typing import Protocol
 
 HEADER = struct.Struct("<4sBBqIIIB")
-CONTINUED = 1
+CONTINUED, LAST = 1, 4
+# No page is larger than this.
+LARGEST = HEADER.size + 255 + 255 * 255
 # The comment packet of either codec: how it begins, what ends it, and how many header packets there are.
 KINDS = {b"\x01vorbis": (b"\x03vorbis", b"\x01", 3), b"OpusHead": (b"OpusTags", b"", 2)}
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -129,3 +133,15 @@ def summed(page: bytes) -> bytes:
     blank = page[:22] + bytes(4) + page[26:]
     backward = zlib.crc32(blank.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return page[:22] + struct.pack(">I", backward).translate(REVERSED) + page[26:]
+
+
+def is_ended(path: Path) -> bool:
+    """Whether a file is no ogg, or one whose last page says that it is the last: false for one cut short."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"OggS":
+            return True
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LARGEST))
+        tail = file.read()
+    start = tail.rfind(b"OggS")
+    return start < 0 or start + 5 >= len(tail) or bool(tail[start + 5] & LAST)

@@ -1,6 +1,6 @@
 """A song's file to samples: path in, float32 blocks `[channels, samples]`, rate, layout and tags out.
 
-What the file is, is told from its content, never from its name. Mono and stereo of wav, flac, ogg, aiff and mp3 are
+What the file is, is told from its content, never from its name. Mono and stereo of wav, flac, ogg and aiff are
 decoded by libsndfile, everything else by FFmpeg. The delay and padding that lossy encoders add are taken off, as far
 as the file tells them, so that what comes back has the length and position of what was encoded. Opus is always
 48 kHz. The one thing repaired is a sample that is not a number.
@@ -8,6 +8,7 @@ as the file tells them, so that what comes back has the length and position of w
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,14 +20,8 @@ import torch
 from torch import Tensor
 
 from vocalremover.audio import tags
-from vocalremover.audio.sources import (
-    SNDFILE_KINDS,
-    TOLERANCE,
-    FFmpegSource,
-    SndfileSource,
-    mp3_is_counted,
-    open_bytes,
-)
+from vocalremover.audio.ogg import is_ended
+from vocalremover.audio.sources import FFmpegSource, SndfileSource, is_for_sndfile, open_bytes
 from vocalremover.audio.tags import Tags
 from vocalremover.errors import AudioError
 
@@ -66,7 +61,7 @@ class Reader:
         try:
             with open_bytes(self.path) as file, av.open(file, metadata_errors="surrogateescape") as container:
                 return tags.from_container(container)
-        except (OSError, ValueError):
+        except (OSError, ValueError, av.error.FFmpegError):
             return Tags()
 
     def blocks(self) -> Iterator[Tensor]:
@@ -99,7 +94,8 @@ class Reader:
                 decoded += samples.shape[1]
                 if samples.shape[1]:
                     yield samples
-            if decoded < self._source.expected and isinstance(self._source, SndfileSource):
+            damaged = self._source.problems or decoded < self._source.expected
+            if damaged and isinstance(self._source, SndfileSource):
                 yield from self._rescued(decoded)
         except OSError as error:
             raise AudioError(f"{self.path}: reading broke off: {error.strerror or error}.") from error
@@ -108,7 +104,7 @@ class Reader:
         # libsndfile drops the whole block in which damage lies, FFmpeg only the damaged frame.
         try:
             source = FFmpegSource(self.path)
-        except (OSError, ValueError, LookupError):
+        except (OSError, ValueError, LookupError, av.error.FFmpegError):
             return
         if (source.rate, source.channels) != (self.rate, self.channels):
             return
@@ -118,15 +114,18 @@ class Reader:
             skip -= samples.shape[1] - fresh.shape[1]
             if fresh.shape[1]:
                 yield fresh
+        self._source.problems = source.problems
 
     def _report(self, decoded: int, repaired: int) -> None:
         found = []
         if repaired:
             found.append(f"{repaired} samples that were not numbers (NaN or infinite) were set to 0")
         missing = self._source.expected - decoded
-        if missing > (0 if isinstance(self._source, SndfileSource) and self._source.kind != "MP3" else TOLERANCE):
+        if missing > self._source.tolerance:
             seconds = [count / self.rate for count in (decoded, self._source.expected, missing)]
             found.append("truncated: decoded {:.1f} s of {:.1f} s, {:.1f} s are missing".format(*seconds))
+        elif not is_ended(self.path):
+            found.append("truncated: the end of the stream is missing")
         elif self._source.problems:
             found.append(f"damaged: {len(self._source.problems)} times a piece of the file could not be decoded")
         self.warnings.extend(warning for warning in found if warning not in self.warnings)
@@ -155,29 +154,20 @@ def _check(path: Path) -> None:
 
 
 def _open(path: Path) -> SndfileSource | FFmpegSource:
-    try:
-        plain = SndfileSource(path)
-    except (soundfile.SoundFileError, TypeError):
-        plain = None
-    if plain and _is_for_sndfile(plain, path):
+    plain = None
+    if is_for_sndfile(path):
+        # What libsndfile cannot open, FFmpeg may.
+        with suppress(soundfile.SoundFileError):
+            plain = SndfileSource(path)
+    # FFmpeg decodes Opus at its own 48 kHz, names the loudspeakers and brings Vorbis' channels into the usual order.
+    if plain and plain.channels <= 2 and plain.subtype != "OPUS":
         return plain
     try:
         return FFmpegSource(path)
     except LookupError as error:
         raise AudioError(f"{path}: {error.args[0]}, so there is nothing to separate.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, av.error.FFmpegError) as error:
         if plain:
             return plain
         reason = str(error) if type(error) is ValueError else "it is not audio, or its beginning or index is missing"
         raise AudioError(f"{path}: cannot be decoded: {reason}.") from error
-
-
-def _is_for_sndfile(source: SndfileSource, path: Path) -> bool:
-    if source.kind not in SNDFILE_KINDS or source.subtype == "OPUS":
-        return False
-    # FFmpeg names the loudspeakers and brings Vorbis' order of channels into the usual one.
-    if source.channels > 2:
-        return False
-    # Without a count in its header only libsndfile, which scans the file, knows how long an mp3 is; with one, FFmpeg
-    # gives back more of a damaged file.
-    return source.kind != "MP3" or not mp3_is_counted(path)

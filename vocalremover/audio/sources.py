@@ -17,7 +17,8 @@ from av.audio import AudioStream
 from av.container import InputContainer
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-SNDFILE_KINDS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "AIFF", "CAF", "AU", "MP3"}
+# wav, RF64, W64, flac, ogg, aiff, caf, au.
+SNDFILE_BEGINNINGS = {b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd"}
 # Full scale of FFmpeg's sample formats; unsigned 8 bit is moved to the middle first.
 FULL_SCALES = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 1.0}
 # Containers whose header gives the number of samples, not only a rounded time.
@@ -28,8 +29,6 @@ UNKNOWN_SIZE = 0x7FFF0000
 UNKNOWN_COUNT = 2**62
 # PyAV looks for the end of a list of this many planes behind it.
 MOST_PLANES = 8
-# One frame more or less is the habit of some encoders; anything else is a damaged file.
-TOLERANCE = 2304
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -38,7 +37,9 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 class SndfileSource:
-    """libsndfile: wav in all its forms, flac, ogg, aiff, caf, au and mp3, mono or stereo, with an exact length."""
+    """libsndfile: wav in all its forms, flac, ogg, aiff, caf and au, with an exact length."""
+
+    tolerance = 0
 
     def __init__(self, path: Path) -> None:
         """Raises `soundfile.LibsndfileError` where libsndfile cannot open the file."""
@@ -85,6 +86,9 @@ class FFmpegSource:
     Raises `av.error.FFmpegError` where the bytes are no media, `LookupError` where there is no sound among them, and
     `ValueError` where not one frame of it can be decoded.
     """
+
+    # Some encoders count a frame too many; more than that is missing from a damaged file.
+    tolerance = 2304
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -171,7 +175,11 @@ class FFmpegSource:
             samples = round(stream.duration * stream.time_base * self.rate)
             if "mp4" in self.kind:
                 return self._count_mp4(container, stream, samples)
-            if self.kind not in COUNTED or (self.kind == "mp3" and not mp3_is_counted(self._path)):
+            if self.kind == "mp3" and not mp3_is_counted(self._path):
+                # FFmpeg's duration is a guess from the bitrate; the packets are counted without decoding them.
+                ticks = sum(packet.duration or 0 for packet in container.demux(stream))
+                return round(ticks * stream.time_base * self.rate)
+            if self.kind not in COUNTED:
                 return None
             if stream.codec_context.name in ("opus", "libopus"):
                 # The last page counts the pre-skip (RFC 7845, 4.2), which the decoder leaves out.
@@ -179,20 +187,17 @@ class FFmpegSource:
             return max(0, samples)
 
     def _count_mp4(self, container: InputContainer, stream: AudioStream, edited: int) -> int:
-        """An mp4 tells its end thrice, and each may be coarse: iTunes' comment, the edit list, the last packet."""
+        """An mp4 tells its end thrice: in iTunes' comment, by the edit list and by its last packet."""
         told = container.metadata.get("iTunSMPB", "").split()
         if len(told) > 3 and 0 < (total := int(told[3], 16)) <= edited:
             return total
-        whole = next((packet.duration for packet in container.demux(stream) if packet.duration), 0)
         container.seek(stream.duration, stream=stream)
         last = next((packet for packet in reversed(list(container.demux(stream))) if packet.duration), None)
         if last is None or last.pts is None:
             return edited
         end = round((last.pts + last.duration - max(0, stream.start_time or 0)) * stream.time_base * self.rate)
-        # The edit list counts in units of often 1/600 or 1/1000 s; a shortened last packet is exact.
-        if last.duration < whole and abs(end - edited) <= self.rate / 500:
-            return end
-        return min(end, edited)
+        # What differs by less than a tick of the edit list's clock (often 1/600 or 1/1000 s) is the same end.
+        return end if abs(end - edited) <= self.rate / mp4_ticks(self._path) else min(end, edited)
 
 
 def _samples(frame: av.AudioFrame) -> np.ndarray:
@@ -214,6 +219,12 @@ def layout_name(name: str, channels: int) -> str:
     return LAYOUTS.get(channels, f"{channels} channels")
 
 
+def is_for_sndfile(path: Path) -> bool:
+    """Whether a file begins like one that libsndfile decodes exactly; it warns on stderr when it tries others."""
+    with open_bytes(path) as file:
+        return file.read(4) in SNDFILE_BEGINNINGS
+
+
 def mp3_is_counted(path: Path) -> bool:
     """Whether the first frame of an mp3 tells the number of frames (the Xing or Info header)."""
     with open_bytes(path) as file:
@@ -223,5 +234,25 @@ def mp3_is_counted(path: Path) -> bool:
             start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
         file.seek(start)
         frame = file.read(4096)
-    found = re.search(rb"Xing|Info", frame)
-    return bool(found) and frame[found.end() + 3 : found.end() + 4] != b"" and bool(frame[found.end() + 3] & 1)
+    found = re.search(rb"(?:Xing|Info)...(.)", frame, re.DOTALL)
+    return bool(found) and bool(found[1][0] & 1)
+
+
+def mp4_ticks(path: Path) -> int:
+    """Ticks per second of the clock in which the edit lists of an mp4 count (its box mvhd), 1 where there is none."""
+    with open_bytes(path) as file:
+        position, end = 0, file.seek(0, os.SEEK_END)
+        while position + 8 <= end:
+            file.seek(position)
+            box = file.read(128)
+            size, kind, header = int.from_bytes(box[:4], "big"), box[4:8], 8
+            if size == 1:
+                size, header = int.from_bytes(box[8:16], "big"), 16
+            if kind == b"moov" and box[header + 4 : header + 8] == b"mvhd":
+                # Version 1 has dates of 64 bits before the clock.
+                start = header + (28 if box[header + 8] else 20)
+                return int.from_bytes(box[start : start + 4], "big") or 1
+            if size < header:
+                break
+            position += size
+    return 1
