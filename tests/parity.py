@@ -62,6 +62,8 @@ class Dummy(nn.Module):
 
 FAMILIES = {
     "dummy": Family(Dummy, file=""),
+    "thin": Family(NETWORKS["thin"], "frame_transformer_thin.py"),
+    "full": Family(NETWORKS["full"], "frame_transformer.py", commit="85e7f18b"),
     "v8": Family(
         NETWORKS["v8"],
         "inference/v8/libft2gan/frame_transformer5.py",

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from vocalremover.chunks import Chunking
-from vocalremover.networks import compact, v8, v9, v10
+from vocalremover.networks import compact, full, thin, v8, v9, v10
 from vocalremover.spectrogram import STFT
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "compact": compact.CompactFrameTransformer,
+    "full": full.FrameTransformer,
+    "thin": thin.FrameTransformer,
     "v8": v8.FrameTransformer,
     "v9": v9.FrameTransformer,
     "v10": v10.FrameTransformer,
@@ -24,11 +26,16 @@ NETWORKS: dict[str, type[nn.Module]] = {
 
 ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] = {
     "compact": compact.arguments,
+    "full": full.arguments,
+    "thin": thin.arguments,
     "v8": v8.arguments,
     "v9": v9.arguments,
     "v10": v10.arguments,
 }
 """For every network: from the shapes in its state dict to its constructor arguments."""
+
+RENAMED: dict[str, Callable[[str], str]] = {"thin": thin.renamed}
+"""Networks some of whose tensors have had other names: from any of them to the one used here."""
 
 UNSTATED = "not stated for the weights (the code is MIT)"
 
@@ -77,6 +84,60 @@ RECIPES = (
         filename="default.safetensors",
         license="MIT",
         note="Small and fast; trained for this project and shipped with it.",
+    ),
+    ModelSpec(
+        name="full",
+        network="full",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "channels": 8,
+            "dropout": 0.1,
+            "n_fft": 2048,
+            "num_heads": 8,
+            "expansion": 5,
+            "num_layers": 15,
+        },
+        chunking=Chunking(size=1024, context=512),
+        filename="model.full.pth",
+        note="carperbr, 2022: a U-Net over time and frequency whose every channel attends; its weights never appeared.",
+    ),
+    ModelSpec(
+        name="thin",
+        network="thin",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "channels": 8,
+            "dropout": 0.1,
+            "n_fft": 2048,
+            "num_heads": 8,
+            "expansion": 24,
+        },
+        chunking=Chunking(size=1024, context=512),
+        filename="model.thin.pth",
+        url="https://mega.nz/file/3ggnHC6Y#mZl-gjUSKpvstuGZrUQmOxM-QyqCxrUgjthBrHIU0gc",
+        note=(
+            "carperbr, 2022, local.87 (about a million steps); its author also names crops of 2048 without padding. "
+            "Epoch 6 is https://mega.nz/file/rw4RkBrD#2MbnMFujw8hGqsTZxaW16FWwi-m-GW4vqtask45wJBM"
+        ),
+    ),
+    ModelSpec(
+        name="v1",
+        network="thin",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "channels": 8,
+            "dropout": 0.1,
+            "n_fft": 2048,
+            "num_heads": 8,
+            "expansion": 24,
+        },
+        chunking=Chunking(size=1024, context=512),
+        filename="model.v1.pth",
+        url="https://mega.nz/file/C5pGXYYR#ndHuj-tYWtttoj8Y4QqAkAruvZDYcQONkTHfZoOyFaQ",
+        note="carperbr, 2023: the thin frame transformer after about 1.2 million steps.",
     ),
     ModelSpec(
         name="v8",
