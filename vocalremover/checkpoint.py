@@ -159,15 +159,19 @@ def _read(path: Path) -> tuple[list[dict[str, Tensor]], str | None]:
         with open(path, "rb") as stream:
             head = stream.read(9)
             size = os.fstat(stream.fileno()).st_size
-        if size and head[:4] == b"PK\x03\x04":
-            _check_archive(path, size)
-            tree, description = torch.load(path, map_location="cpu", weights_only=True, mmap=True), None
-        elif size and head[:1] == b"\x80":  # a pickle: the format of PyTorch before 1.6, which cannot be mapped
-            tree, description = torch.load(path, map_location="cpu", weights_only=True), None
-        elif head[8:] == b"{":
+        description = None
+        # The brace first: before it, the length of a safetensors header may look like anything.
+        if head[8:] == b"{":
             with safe_open(path, framework="pt", device="cpu") as opened:
                 tree = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
                 description = (opened.metadata() or {}).get("vocalremover")
+        elif head[:4] == b"PK\x03\x04" and path.suffix != ".safetensors":
+            _check_archive(path, size)
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+            # The pickles of PyTorch before 1.6 cannot be mapped; and torch itself believes in the suffix .safetensors.
+            with open(path, "rb") as stream:
+                tree = torch.load(stream, map_location="cpu", weights_only=True)
         else:
             raise ModelError(f"{path} is not a checkpoint, or only the beginning of one")
     except ModelError:
