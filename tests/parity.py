@@ -64,6 +64,10 @@ FAMILIES = {
     "dummy": Family(Dummy, file=""),
     "thin": Family(NETWORKS["thin"], "frame_transformer_thin.py"),
     "full": Family(NETWORKS["full"], "frame_transformer.py", commit="85e7f18b"),
+    "primer": Family(
+        NETWORKS["primer"], "frame_primer.py", "FramePrimer", outputs=lambda network, x: network.logits(x).sigmoid()
+    ),
+    "resnet": Family(NETWORKS["resnet"], "frame_resnet.py", "FrameResUNet"),
     "v8": Family(
         NETWORKS["v8"],
         "inference/v8/libft2gan/frame_transformer5.py",

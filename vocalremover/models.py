@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from vocalremover.chunks import Chunking
-from vocalremover.networks import compact, full, thin, v8, v9, v10
+from vocalremover.networks import compact, full, primer, resnet, thin, v8, v9, v10
 from vocalremover.spectrogram import STFT
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "compact": compact.CompactFrameTransformer,
     "full": full.FrameTransformer,
+    "primer": primer.FramePrimer,
+    "resnet": resnet.FrameResUNet,
     "thin": thin.FrameTransformer,
     "v8": v8.FrameTransformer,
     "v9": v9.FrameTransformer,
@@ -27,6 +29,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
 ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] = {
     "compact": compact.arguments,
     "full": full.arguments,
+    "primer": primer.arguments,
+    "resnet": resnet.arguments,
     "thin": thin.arguments,
     "v8": v8.arguments,
     "v9": v9.arguments,
@@ -66,6 +70,11 @@ class ModelSpec:
     license: str = UNSTATED
     sha256: str | None = None
     note: str = ""
+
+    @property
+    def most_frames(self) -> int | None:
+        """The frames of the widest crop, padding included, where a network's table of positions ends; None for any."""
+        return self.args.get("cropsize")
 
     def build(self, device: str | torch.device = "meta") -> nn.Module:
         """The network in eval mode; on the default device `meta` it takes no memory and waits for its weights."""
@@ -138,6 +147,49 @@ RECIPES = (
         filename="model.v1.pth",
         url="https://mega.nz/file/C5pGXYYR#ndHuj-tYWtttoj8Y4QqAkAruvZDYcQONkTHfZoOyFaQ",
         note="carperbr, 2023: the thin frame transformer after about 1.2 million steps.",
+    ),
+    ModelSpec(
+        name="primer",
+        network="primer",
+        args={
+            "in_channels": 2,
+            "channels": 2,
+            "depth": 5,
+            "num_transformer_encoders": 0,
+            "num_transformer_decoders": 4,
+            "n_fft": 2048,
+            "cropsize": 2048,
+            "num_bands": 4,
+            "feedforward_dim": 6144,
+            "bias": True,
+        },
+        chunking=Chunking(size=2048),
+        note="carperbr's frame primer of July 2022, the run with 150,617,664 parameters.",
+    ),
+    ModelSpec(
+        name="primer_pre",
+        network="primer",
+        args={
+            "in_channels": 2,
+            "channels": 2,
+            "depth": 5,
+            "num_transformer_encoders": 0,
+            "num_transformer_decoders": 2,
+            "n_fft": 2048,
+            "cropsize": 512,
+            "num_bands": 16,
+            "feedforward_dim": 4096,
+            "bias": True,
+        },
+        chunking=Chunking(size=512),
+        note="The frame primer as its pre-training script makes it.",
+    ),
+    ModelSpec(
+        name="resnet",
+        network="resnet",
+        args={"nin": 2, "nout": 8, "cropsize": 1024, "n_fft": 2048, "num_res_blocks": 2},
+        chunking=Chunking(size=1024),
+        note="carperbr's FrameResUNet of July 2022, of which no trained weights are known.",
     ),
     ModelSpec(
         name="v8",

@@ -177,6 +177,30 @@ def attend(pairs: Sequence[Pair], value: Tensor) -> Tensor:
     return attended[..., : value.shape[-1]]
 
 
+class BandProjections(nn.Module):
+    """The projections of the frame primer's and its ResUNet's attention, on `[batch, frames, features]`.
+
+    Query, key and value are a linear map of every frame, then a filter over three frames for every feature.
+    """
+
+    def __init__(self, features: int, bands: int) -> None:
+        super().__init__()
+        self.bands = bands
+        for role in "qkv":
+            self.add_module(f"{role}_proj", nn.Linear(features, features, bias=False))
+            self.add_module(f"{role}_conv", nn.Conv1d(features, features, 3, padding=1, groups=features, bias=False))
+        self.o_proj = nn.Linear(features, features, bias=False)
+
+    def heads(self, x: Tensor, role: str) -> Tensor:
+        """The "q", "k" or "v" of x: `[batch, bands, frames, features / bands]`."""
+        projected = rearrange(self.get_submodule(f"{role}_proj")(x), "b t f -> b f t")
+        return rearrange(self.get_submodule(f"{role}_conv")(projected), "b (h d) t -> b h t d", h=self.bands)
+
+    def join(self, heads: Tensor) -> Tensor:
+        """What the heads attended, `[batch, bands, frames, features / bands]`, as `[batch, frames, features]`."""
+        return self.o_proj(rearrange(heads, "b h t d -> b t (h d)"))
+
+
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize (features, frames) bilinearly, with the corners aligned."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
