@@ -305,12 +305,22 @@ def _choose_precision(name: str, device: torch.device) -> str:
 
 def _choose_chunking(spec: ModelSpec, device: torch.device, size: int | None, context: int | None) -> Chunking:
     """The recipe's chunking with what the caller, or a CPU's caches, want instead."""
-    recipe = spec.chunking
-    if size is None and device.type == "cpu" and not spec.recurrent:
-        step = 1 if recipe.equal else recipe.multiple
-        size = min(recipe.size, max(CPU_FRAMES // step, 1) * step)
+    recipe, asked = spec.chunking, size
+    if size is None:
+        size = recipe.size
+        if device.type == "cpu" and not spec.recurrent:
+            step = 1 if recipe.equal else recipe.multiple
+            size = min(recipe.size, max(CPU_FRAMES // step, 1) * step)
     if spec.recurrent and context:
         raise UsageError(f"{spec.name} passes its output from crop to crop, so its padding must be 0, not {context}")
+    if spec.most_frames is not None:
+        padding = 2 * max(recipe.context if context is None else context, 0)
+        if (asked or 1) + padding > spec.most_frames:
+            raise UsageError(
+                f"{spec.name} has positions for {spec.most_frames} frames, too few for a crop of {asked or 1} with "
+                f"{padding} frames of padding: choose a smaller crop size or padding"
+            )
+        size = min(size, spec.most_frames - padding)
     return resize(recipe, size, context)
 
 
