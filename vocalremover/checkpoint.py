@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vocalremover.chunks import Chunking
 from vocalremover.errors import ModelError, UsageError
-from vocalremover.models import ARGUMENTS, MODELS, NETWORKS, RECIPES, ModelSpec
+from vocalremover.models import ARGUMENTS, MODELS, NETWORKS, RECIPES, RENAMED, ModelSpec
 from vocalremover.spectrogram import STFT
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -215,7 +215,10 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor], size: int) -> None:
 
 
 def _candidates(tree: object, depth: int = 0) -> Iterator[dict[str, Tensor]]:
-    """Every dictionary of tensors in a checkpoint, wrapped ones first, without prefixes of training wrappers."""
+    """Every dictionary of tensors in a checkpoint, wrapped ones first, without prefixes of training wrappers.
+
+    Each may follow once more under the names that a network's other version gives to the same tensors.
+    """
     if not isinstance(tree, Mapping) or depth > len(PREFIXES):
         return
     for wrapper in WRAPPERS:
@@ -230,6 +233,10 @@ def _candidates(tree: object, depth: int = 0) -> Iterator[dict[str, Tensor]]:
         if len(stripped) == len(state) or (stripped and prefix == "ema_model."):
             state = stripped
     yield state
+    for rename in RENAMED.values():
+        renamed = {rename(key): value for key, value in state.items()}
+        if renamed.keys() != state.keys():
+            yield renamed
 
 
 def _identify(candidates: list[dict[str, Tensor]], description: str | None) -> tuple[ModelSpec, dict[str, Tensor]]:
