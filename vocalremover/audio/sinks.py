@@ -86,7 +86,7 @@ class Quantiser:
     """Float to integer: rounds, and saturates beyond full scale. 16 bits are dithered.
 
     The dither is triangular, of two units peak to peak (TPDF), so that the error is noise that does not depend on the
-    song. Digital silence stays silent. The same song gives the same bytes.
+    song. Digital silence stays silent. The same song gives the same bytes, however it was cut.
     """
 
     def __init__(self, bits: int) -> None:
@@ -98,8 +98,8 @@ class Quantiser:
         full = np.float32(2 ** (self._bits - 1))
         scaled = np.ascontiguousarray(samples.T) * full
         if self._bits == 16:
-            draw = self._generator.random((2, *scaled.shape), dtype=np.float32)
-            scaled += (draw[0] - draw[1]) * (scaled != 0)
+            draw = self._generator.random((*scaled.shape, 2), dtype=np.float32)
+            scaled += (draw[..., 0] - draw[..., 1]) * (scaled != 0)
         np.rint(scaled, out=scaled)
         return np.clip(scaled, -full, full - 1, out=scaled).astype(np.int32)
 

@@ -1,0 +1,372 @@
+"""Whatever a person has is read, at its true length and place; what is damaged is told; what is no song is refused."""
+
+import os
+import struct
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from test_audio_writing import lag, noise
+from torch import Tensor
+
+from vocalremover.audio import FORMATS, Encoding, Reader, Writer, read, write
+from vocalremover.errors import AudioError
+
+
+def ffmpeg_write(
+    path: Path,
+    codec: str,
+    muxer: str,
+    song: Tensor,
+    rate: int = 44100,
+    layout: str = "stereo",
+    options: dict[str, str] | None = None,
+) -> None:
+    """The obvious way, as any program does it: `[channels, samples]` through an encoder of FFmpeg."""
+    with av.open(str(path), "w", format=muxer, options=options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        stream.bit_rate = 96000 * len(song)
+        resampler = av.AudioResampler(stream.codec_context.format, layout, rate)
+        for start in range(0, song.shape[1], 1024):
+            piece = np.ascontiguousarray(song[:, start : start + 1024].numpy())
+            frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+            for part in resampler.resample(frame):
+                container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+
+
+def drained(path: Path) -> tuple[Tensor, list[str]]:
+    with Reader(path) as reader:
+        return torch.cat([torch.zeros(reader.channels, 0), *reader.blocks()], dim=1), reader.warnings
+
+
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAC_24"])
+def test_lossless_files_of_others_are_read_to_their_last_bit(tmp_path: Path, kind: str, subtype: str) -> None:
+    if not soundfile.check_format(kind, subtype):
+        pytest.skip(f"there is no {subtype} in {kind}")
+    song = noise(2, 10007)
+    # The name says nothing: what a file is, its content tells.
+    path = tmp_path / "song.mp3"
+    soundfile.write(path, song.numpy().T, 44100, format=kind, subtype=subtype)
+    with Reader(path) as reader:
+        assert (reader.rate, reader.channels, reader.samples, reader.layout) == (44100, 2, 10007, "stereo")
+        found = torch.cat(list(reader.blocks()), dim=1)
+    step = {"PCM_16": 2**-15, "PCM_24": 2**-23, "ALAC_24": 2**-23, "ULAW": 2**-5}.get(subtype, 2**-31)
+    # libsndfile rounds in some codecs and truncates in others.
+    assert (found - song).abs().max() <= step
+
+
+@pytest.mark.parametrize(
+    ("codec", "muxer", "rate", "delay", "padding"),
+    [
+        ("aac", "mp4", 44100, 0, 0),
+        ("alac", "ipod", 44100, 0, 0),
+        ("flac", "matroska", 44100, 0, 0),
+        ("libopus", "webm", 48000, 0, 0),
+        ("libopus", "ogg", 48000, 0, 0),
+        ("flac", "ogg", 48000, 0, 0),
+        ("tta", "tta", 44100, 0, 0),
+        ("wavpack", "wv", 44100, 0, 0),
+        ("libmp3lame", "mp3", 44100, 0, 0),
+        # A matroska file made so has no word for the last frame's padding.
+        ("aac", "matroska", 44100, 0, 1023),
+        # These have no word for the encoder's delay either.
+        ("ac3", "ac3", 48000, 256, 1536),
+        ("wmav2", "asf", 44100, 2048, 4096),
+        ("aac", "adts", 44100, 1024, 2048),
+        ("mp2", "mpegts", 44100, 481, 1152),
+    ],
+)
+def test_files_of_other_programs_are_read_in_place(
+    tmp_path: Path, codec: str, muxer: str, rate: int, delay: int, padding: int
+) -> None:
+    song = noise(2, 50021)
+    ffmpeg_write(tmp_path / "song", codec, muxer, song, rate)
+    with Reader(tmp_path / "song") as reader:
+        assert (reader.rate, reader.channels, reader.layout) == (rate, 2, "stereo")
+        found = torch.cat(list(reader.blocks()), dim=1)
+        assert reader.samples in (None, found.shape[1])
+        assert reader.warnings == []
+    assert 0 <= found.shape[1] - 50021 <= padding
+    assert lag(found[0], song[0]) == delay
+    assert lag(found[1], song[1]) == delay
+
+
+@pytest.mark.parametrize("clock", [600, 1000, 44100])
+@pytest.mark.parametrize("samples", [1, 1023, 50001, 50020, 50176, 50177])
+def test_an_edit_list_is_as_exact_as_the_file_allows(tmp_path: Path, clock: int, samples: int) -> None:
+    song = noise(2, samples)
+    ffmpeg_write(tmp_path / "song", "aac", "ipod", song, options={"movie_timescale": str(clock)})
+    found, warnings = drained(tmp_path / "song")
+    assert found.shape == song.shape
+    assert samples < 1000 or lag(found[0], song[0]) == 0
+    assert warnings == []
+
+
+def test_the_priming_that_itunes_tells_is_taken_off(tmp_path: Path) -> None:
+    song = noise(2, 50021)
+    path = tmp_path / "song.m4a"
+    ffmpeg_write(path, "aac", "ipod", song, options={"use_editlist": "0"})
+    assert drained(path)[0].shape[1] == 50021 + 1024
+    # iTunes' comment: a free-form atom, here at the end of the last list of the last box.
+    words = f" 00000000 00000400 00000000 {50021:016X} 00000000 00000000"
+    parts = (b"mean", b"\0" * 4 + b"com.apple.iTunes"), (b"name", b"\0" * 4 + b"iTunSMPB")
+    parts += ((b"data", b"\0\0\0\1" + b"\0" * 4 + words.encode()),)
+    atom = b"".join(struct.pack(">I", 8 + len(content)) + name + content for name, content in parts)
+    atom = struct.pack(">I", 8 + len(atom)) + b"----" + atom
+    data = bytearray(path.read_bytes())
+    for box in (b"moov", b"udta", b"meta", b"ilst"):
+        at = data.rfind(box) - 4
+        data[at : at + 4] = struct.pack(">I", struct.unpack_from(">I", data, at)[0] + len(atom))
+    path.write_bytes(data + atom)
+    found, _ = drained(path)
+    assert found.shape == song.shape
+    assert lag(found[0], song[0]) == 0
+
+
+def test_an_mp3_without_a_count_is_counted(tmp_path: Path) -> None:
+    ffmpeg_write(tmp_path / "song", "libmp3lame", "mp3", noise(2, 50021))
+    with av.open(str(tmp_path / "song")) as container:
+        # FFmpeg keeps the frame with the count to itself.
+        frames = [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+    (tmp_path / "bare").write_bytes(b"".join(frames))
+    reader = Reader(tmp_path / "bare")
+    assert reader.samples == 1152 * len(frames) == sum(block.shape[1] for block in reader.blocks())
+
+
+def test_the_sound_track_of_a_video_is_read(tmp_path: Path) -> None:
+    song = noise(2, 48000)
+    for name, (muxer, codec) in {"a.mp4": ("mp4", "aac"), "a.mkv": ("matroska", "flac")}.items():
+        with av.open(str(tmp_path / name), "w", format=muxer) as container:
+            video = container.add_stream("mpeg4", rate=25)
+            video.width = video.height = 32
+            video.pix_fmt = "yuv420p"
+            audio = container.add_stream(codec, rate=48000, layout="stereo")
+            for _ in range(25):
+                container.mux(video.encode(av.VideoFrame(32, 32, "yuv420p")))
+            frame = av.AudioFrame.from_ndarray(song.numpy(), format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+            container.mux(video.encode(None))
+        found, _ = drained(tmp_path / name)
+        assert found.shape == song.shape
+        assert lag(found[0], song[0]) == 0
+
+
+def test_a_video_without_sound_is_refused(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "song.mp3"), "w", format="mp4") as container:
+        video = container.add_stream("mpeg4", rate=25)
+        video.width = video.height = 32
+        video.pix_fmt = "yuv420p"
+        container.mux(video.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(video.encode(None))
+    with pytest.raises(AudioError, match="no sound track"):
+        Reader(tmp_path / "song.mp3")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("block", [1000, 1 << 16])
+def test_every_reading_begins_at_the_beginning_and_cuts_do_not_matter(tmp_path: Path, name: str, block: int) -> None:
+    write(tmp_path / "song", noise(2, 20011), 48000, Encoding(name))
+    whole, _ = read(tmp_path / "song")
+    with Reader(tmp_path / "song", block=block) as reader:
+        half = reader.blocks()
+        next(half)
+        for blocks in (list(reader.blocks()), list(reader.blocks())):
+            assert max(part.shape[1] for part in blocks) <= block
+            assert all(part.dtype == torch.float32 and part.is_contiguous() for part in blocks)
+            torch.testing.assert_close(torch.cat(blocks, dim=1), whole, rtol=0, atol=0)
+    assert list(half) == []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_memory_does_not_grow_with_the_song(tmp_path: Path, name: str) -> None:
+    seconds = 40
+    with Writer(tmp_path / "song", 48000, 2, Encoding(name)) as writer:
+        for second in range(seconds):
+            writer.write(noise(2, 48000, seed=second % 2))
+    tracemalloc.start()
+    with Reader(tmp_path / "song", block=4096) as reader:
+        assert sum(block.shape[1] for block in reader.blocks()) == 48000 * seconds
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The song takes 15 MB; a block 32 kB.
+    assert peak < 1_000_000
+
+
+def test_opus_is_always_48_khz(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "song", noise(1, 16000).numpy().T, 16000, format="OGG", subtype="OPUS")
+    reader = Reader(tmp_path / "song")
+    assert (reader.rate, reader.samples) == (48000, 48000)
+    assert sum(block.shape[1] for block in reader.blocks()) == 48000
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 88200, 96000, 192000])
+def test_any_rate_is_kept(tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "song", noise(1, 999).numpy().T, rate, format="FLAC")
+    found, found_rate = read(tmp_path / "song")
+    assert (found.shape, found_rate) == ((1, 999), rate)
+
+
+@pytest.mark.parametrize(("layout", "channels"), [("5.1(side)", 6), ("7.1", 8), ("2.1", 3)])
+@pytest.mark.parametrize(("codec", "muxer"), [("pcm_s24le", "wav"), ("flac", "flac"), ("pcm_f32le", "wav")])
+def test_loudspeakers_are_named_and_stay_in_place(
+    tmp_path: Path, codec: str, muxer: str, layout: str, channels: int
+) -> None:
+    song = noise(channels, 5000)
+    ffmpeg_write(tmp_path / "song", codec, muxer, song, layout=layout)
+    with Reader(tmp_path / "song") as reader:
+        assert (reader.layout, reader.channels, reader.samples) == (layout, channels, 5000)
+        # Handed on to a writer, the layout is kept.
+        with Writer(tmp_path / "copy", 44100, channels, layout=reader.layout) as writer:
+            for block in reader.blocks():
+                writer.write(block)
+    assert Reader(tmp_path / "copy").layout == layout
+    torch.testing.assert_close(read(tmp_path / "copy")[0], song, rtol=0, atol=2**-15)
+
+
+def test_a_stream_that_changes_its_form_keeps_that_of_its_beginning(tmp_path: Path) -> None:
+    ffmpeg_write(tmp_path / "a", "libmp3lame", "mp3", noise(2, 44100))
+    ffmpeg_write(tmp_path / "b", "libmp3lame", "mp3", noise(1, 22050), rate=22050, layout="mono")
+    (tmp_path / "song").write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
+    found, rate = read(tmp_path / "song")
+    assert (found.shape[0], rate) == (2, 44100)
+    assert found.shape[1] >= 44100
+
+
+def test_what_is_no_number_becomes_silence_and_is_told(tmp_path: Path) -> None:
+    song = noise(2, 5000)
+    broken = song.clone()
+    broken[0, 100], broken[1, 200:203] = float("nan"), float("inf")
+    soundfile.write(tmp_path / "song", broken.numpy().T, 44100, format="WAV", subtype="FLOAT")
+    found, warnings = drained(tmp_path / "song")
+    song[0, 100], song[1, 200:203] = 0, 0
+    assert torch.equal(found, song)
+    assert len(warnings) == 1
+    assert warnings[0].startswith("4 samples")
+
+
+def test_samples_of_the_largest_float_are_numbers(tmp_path: Path) -> None:
+    song = torch.full((2, 5000), torch.finfo(torch.float32).max)
+    soundfile.write(tmp_path / "song", song.numpy().T, 44100, format="WAV", subtype="FLOAT")
+    found, warnings = drained(tmp_path / "song")
+    assert torch.equal(found, song)
+    assert warnings == []
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "ogg", "opus", "m4a"])
+def test_what_is_left_of_a_cut_file_is_delivered_and_the_rest_told(tmp_path: Path, name: str) -> None:
+    song = noise(2, 4 * 48000)
+    if name == "m4a":
+        ffmpeg_write(tmp_path / "song", "aac", "ipod", song, 48000, options={"movflags": "faststart"})
+    else:
+        write(tmp_path / "song", song, 48000, Encoding(name))
+    data = (tmp_path / "song").read_bytes()
+    (tmp_path / "song").write_bytes(data[: len(data) // 2])
+    found, warnings = drained(tmp_path / "song")
+    # Half of the bytes are about half of the song, less the frame that was cut and a page of ogg (up to a second).
+    assert found.shape[1] == pytest.approx(2 * 48000, abs=48000 if name in ("ogg", "opus") else 8000)
+    assert lag(found[0], song[0]) == 0
+    assert len(warnings) == 1
+    # An ogg does not tell how long it was.
+    wanted = "truncated: " + (
+        "the end" if name in ("ogg", "opus") else f"decoded {found.shape[1] / 48000:.1f} s of 4.0 s"
+    )
+    assert warnings[0].startswith(wanted)
+
+
+@pytest.mark.parametrize("name", ["flac", "mp3", "m4a"])
+def test_damage_in_the_middle_costs_only_its_surroundings(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "song", noise(2, 4 * 48000), 48000, Encoding(name))
+    data = bytearray((tmp_path / "song").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = np.random.default_rng(0).bytes(2000)
+    (tmp_path / "song").write_bytes(data)
+    found, warnings = drained(tmp_path / "song")
+    assert found.shape[1] > 3.8 * 48000
+    assert torch.isfinite(found).all()
+    assert name != "flac" or len(warnings) == 1
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_cut_before_its_first_sound_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "song", noise(2, 48000), 48000, Encoding(name))
+    (tmp_path / "song").write_bytes((tmp_path / "song").read_bytes()[:50])
+    with pytest.raises(AudioError, match="song: "):
+        read(tmp_path / "song")
+
+
+def test_an_mp4_without_its_index_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "song.m4a", noise(2, 48000), 48000)
+    write(tmp_path / "song.m4a", noise(2, 48000), 48000, Encoding("m4a"))
+    data = (tmp_path / "song.m4a").read_bytes()
+    (tmp_path / "song.m4a").write_bytes(data[: len(data) // 2])
+    with pytest.raises(AudioError, match="index is missing"):
+        Reader(tmp_path / "song.m4a")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"This is no song.\n" * 500, "not audio"),
+        (bytes(5000), "not audio"),
+        (np.random.default_rng(1).bytes(5000), "song.mp3: "),
+        # Playlists must not make us open other files.
+        (b"ffconcat version 1.0\nfile other.wav\n", "not audio"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.wav\n#EXT-X-ENDLIST\n", "not audio"),
+    ],
+)
+def test_what_is_no_song_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
+    write(tmp_path / "other.wav", noise(1, 1000), 44100)
+    (tmp_path / "song.mp3").write_bytes(content)
+    with pytest.raises(AudioError, match=sentence):
+        read(tmp_path / "song.mp3")
+
+
+def test_places_without_a_song_are_told(tmp_path: Path) -> None:
+    for path, sentence in {
+        tmp_path / "missing.mp3": "no such file",
+        tmp_path: "folder, not a file",
+        tmp_path / ("x" * 300): "cannot be opened",
+        tmp_path / "a\0b": "cannot be opened",
+    }.items():
+        with pytest.raises(AudioError, match=sentence):
+            Reader(path)
+
+
+def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "song").write_bytes(b"RIFF")
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(AudioError, match="no permission"):
+        Reader(tmp_path / "song")
+
+
+def test_a_wav_of_no_samples_is_a_song(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "song", np.zeros((0, 2)), 44100, format="WAV")
+    with Reader(tmp_path / "song") as reader:
+        assert (reader.samples, list(reader.blocks()), reader.warnings) == (0, [], [])
+    assert read(tmp_path / "song")[0].shape == (2, 0)
+
+
+def test_a_wav_from_a_pipe_is_not_called_cut(tmp_path: Path) -> None:
+    song = noise(2, 5000)
+    soundfile.write(tmp_path / "song", song.numpy().T, 44100, format="WAV", subtype="FLOAT")
+    data = bytearray((tmp_path / "song").read_bytes())
+    at = data.find(b"data") + 4
+    data[4:8] = data[at : at + 4] = b"\xff" * 4
+    (tmp_path / "song").write_bytes(data)
+    found, warnings = drained(tmp_path / "song")
+    assert torch.equal(found, song)
+    assert warnings == []
