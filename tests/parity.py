@@ -68,6 +68,7 @@ FAMILIES = {
         NETWORKS["primer"], "frame_primer.py", "FramePrimer", outputs=lambda network, x: network.logits(x).sigmoid()
     ),
     "resnet": Family(NETWORKS["resnet"], "frame_resnet.py", "FrameResUNet"),
+    "v7": Family(NETWORKS["v7"], "v7/libft2gan/frame_transformer4.py", "FrameTransformerGenerator"),
     "v8": Family(
         NETWORKS["v8"],
         "inference/v8/libft2gan/frame_transformer5.py",

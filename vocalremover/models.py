@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vocalremover.chunks import Chunking
-from vocalremover.networks import compact, full, primer, resnet, thin, v8, v9, v10
+from vocalremover.networks import compact, full, primer, resnet, thin, v7, v8, v9, v10
 from vocalremover.spectrogram import STFT
 
 NETWORKS: dict[str, type[nn.Module]] = {
@@ -21,6 +21,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "primer": primer.FramePrimer,
     "resnet": resnet.FrameResUNet,
     "thin": thin.FrameTransformer,
+    "v7": v7.FrameTransformerGenerator,
     "v8": v8.FrameTransformer,
     "v9": v9.FrameTransformer,
     "v10": v10.FrameTransformer,
@@ -32,6 +33,7 @@ ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] 
     "primer": primer.arguments,
     "resnet": resnet.arguments,
     "thin": thin.arguments,
+    "v7": v7.arguments,
     "v8": v8.arguments,
     "v9": v9.arguments,
     "v10": v10.arguments,
@@ -190,6 +192,23 @@ RECIPES = (
         args={"nin": 2, "nout": 8, "cropsize": 1024, "n_fft": 2048, "num_res_blocks": 2},
         chunking=Chunking(size=1024),
         note="carperbr's FrameResUNet of July 2022, of which no trained weights are known.",
+    ),
+    ModelSpec(
+        name="v7",
+        network="v7",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "channels": 8,
+            "n_fft": 2048,
+            "dropout": 0,
+            "num_heads": 8,
+            "num_attention_maps": 2,
+        },
+        chunking=Chunking(size=4096),
+        filename="model.v7.pth",
+        url="https://mega.nz/file/L55UwZAC#leWuP1ic9Rt4SpDVHeo6tnimaEIw5095ORoiaosF1Do",
+        note="carperbr, 2024: a U-Net over frequency down to four features.",
     ),
     ModelSpec(
         name="v8",
