@@ -310,6 +310,19 @@ def test_clamp_limits_samples_and_nothing_else(make_song: Callable[..., Path]) -
     assert any("limited" in warning for warning in result.warnings)
 
 
+@pytest.mark.parametrize("clip", batch.CLIPS)
+def test_a_rate_that_the_format_lacks_is_told_before_the_work(make_song: Callable[..., Path], clip: str) -> None:
+    class Untouched(FakeSeparator):
+        def stream(self, *song: object) -> Iterator[dict[str, Tensor]]:
+            raise AssertionError("the song was separated in vain")
+
+    song = make_song(rate=50000)
+    settings = Settings(encoding=Encoding("mp3"), clip=clip)
+    (result,) = batch.run(batch.plan([song], settings), Untouched(), settings)
+    assert "50000 Hz" in result.error
+    assert str(song.with_name("song_Vocals.mp3")) in result.error
+
+
 def test_progress_sees_every_sample_of_every_pass(make_song: Callable[..., Path]) -> None:
     seen: dict[str, int] = {}
 

@@ -11,7 +11,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from string import Formatter
@@ -160,8 +160,6 @@ def run(
             duration = _separate(job, separator, settings, progress, warnings)
         except VocalRemoverError as failure:
             error = str(failure)
-        except OSError as failure:
-            error = f"{failure.filename or job.input}: {failure.strerror or failure}"
         except Exception as failure:  # one song in a thousand must not stop the rest, whatever a codec does
             log.debug("%s failed", job.input, exc_info=True)
             error = f"{job.input} failed unexpectedly: {type(failure).__name__}: {failure}"
@@ -194,11 +192,9 @@ def _made_by(songs: Iterable[Path], settings: Settings) -> dict[str, set[str]]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
+    if not path.exists():
         return None
-    return status.st_dev, status.st_ino
+    return path.stat().st_dev, path.stat().st_ino
 
 
 def _refuse_collisions(jobs: list[Job]) -> None:
@@ -227,41 +223,42 @@ def _separate(job: Job, separator: Separator, settings: Settings, progress: Prog
         reader = stack.enter_context(Reader(job.input))
         stack.callback(lambda: warnings.extend(reader.warnings))
         staged = {stem: _stage(output, stack) for stem, output in job.outputs.items()}
+        stack.enter_context(_errors_name_outputs(staged, job))
+        writers = {stem: _writer(path, reader, settings.encoding, stem) for stem, path in staged.items()}
         if settings.clip == "rescale":  # the gain is known only at the song's end, so that the stems wait as floats
-            spools = {stem: path.with_suffix(".spool") for stem, path in staged.items()}
-            as_is = Settings(encoding=Encoding("wav", "32f"))
-            samples, peaks = _write_stems(job, reader, separator, spools, as_is, progress)
-            gain = 1 / max(1.0, *peaks.values())
+            spools = {stem: path.with_name(f"{path.name}.spool") for stem, path in staged.items()}
+            whole = {stem: _writer(path, reader, Encoding("wav", "32f"), stem) for stem, path in spools.items()}
+            samples, peaks = _write_stems(job, reader, separator, whole, False, progress)
             for stem, spool in spools.items():
-                _encode(spool, _writer(staged[stem], reader, settings.encoding, stem), gain)
+                _encode(spool, writers[stem], 1 / max(1.0, *peaks.values()))
         else:
-            samples, peaks = _write_stems(job, reader, separator, staged, settings, progress)
+            samples, peaks = _write_stems(job, reader, separator, writers, settings.clip == "clamp", progress)
         warnings.extend(_levels(job, peaks, settings))
-        _move(staged, job)
+        for stem, output in job.outputs.items():
+            os.replace(staged[stem], output)
     return samples / reader.rate
 
 
 def _write_stems(
-    job: Job, reader: Reader, separator: Separator, paths: dict[str, Path], settings: Settings, progress: Progress
+    job: Job, reader: Reader, separator: Separator, writers: dict[str, Writer], clamp: bool, progress: Progress
 ) -> tuple[int, dict[str, float]]:
-    """Separates a song into `paths`; returns its samples and each stem's largest absolute sample before clamping."""
+    """Separates a song into `writers`; returns its samples and each stem's largest absolute sample before clamping."""
     peak = None
     if separator.spec.peak:
         peak = separator.peak(progress(reader.blocks(), job, "measuring", reader.samples), reader.rate)
-    samples, peaks = 0, dict.fromkeys(paths, 0.0)
+    samples, peaks = 0, dict.fromkeys(writers, 0.0)
+
+    def written() -> Iterator[Tensor]:
+        for stems in separator.stream(reader.blocks(), reader.rate, peak, reader.layout):
+            for stem, writer in writers.items():
+                block = stems[stem]
+                peaks[stem] = max(peaks[stem], float(block.abs().max()) if block.numel() else 0.0)
+                writer.write(block.clamp(-1, 1) if clamp else block)
+            yield block
+
     with ExitStack() as stack:
-        writers = {
-            stem: stack.enter_context(_writer(path, reader, settings.encoding, stem)) for stem, path in paths.items()
-        }
-
-        def written() -> Iterator[Tensor]:
-            for stems in separator.stream(reader.blocks(), reader.rate, peak, reader.layout):
-                for stem, writer in writers.items():
-                    block = stems[stem]
-                    peaks[stem] = max(peaks[stem], float(block.abs().max()) if block.numel() else 0.0)
-                    writer.write(block.clamp(-1, 1) if settings.clip == "clamp" else block)
-                yield block
-
+        for writer in writers.values():
+            stack.enter_context(writer)
         for block in progress(written(), job, "separating", reader.samples):
             samples += block.shape[-1]
     return samples, peaks
@@ -285,8 +282,20 @@ def _stage(output: Path, staging: ExitStack) -> Path:
     return Path(folder) / f"stem{output.suffix}"
 
 
+@contextmanager
+def _errors_name_outputs(staged: dict[str, Path], job: Job) -> Iterator[None]:
+    """What goes wrong with a staged file is told of the output that it would have become."""
+    try:
+        yield
+    except (AudioError, UsageError, OSError) as error:
+        sentence = str(error)
+        for stem, path in staged.items():
+            sentence = sentence.replace(str(path), str(job.outputs[stem]))
+        raise AudioError(sentence) from error
+
+
 def _writer(path: Path, reader: Reader, encoding: Encoding, stem: str) -> Writer:
-    return Writer(path, reader.rate, reader.channels, encoding, reader.tags.for_stem(stem.capitalize()))
+    return Writer(path, reader.rate, reader.channels, encoding, reader.tags.for_stem(stem), reader.layout)
 
 
 def _encode(spool: Path, writer: Writer, gain: float) -> None:
@@ -309,11 +318,3 @@ def _levels(job: Job, peaks: dict[str, float], settings: Settings) -> Iterator[s
         if peak > 1:
             over = 20 * math.log10(peak)
             yield f"the stem {stem} of {job.input.name} exceeds full scale by {over:.2f} dB and {fate}"
-
-
-def _move(staged: dict[str, Path], job: Job) -> None:
-    for stem, output in job.outputs.items():
-        try:
-            os.replace(staged[stem], output)
-        except OSError as error:
-            raise AudioError(f"cannot write {output}: {error.strerror}") from error
