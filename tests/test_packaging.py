@@ -120,4 +120,5 @@ def test_readme_names_every_model() -> None:
     from vocalremover import MODELS
 
     section = README.split("## Models")[1].split("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == set(MODELS)
+    names = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    assert set(re.findall(r"\w+", " ".join(names))) == set(MODELS)

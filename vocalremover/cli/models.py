@@ -20,5 +20,5 @@ def list_models() -> None:
         try:
             state, where = "here", str(checkpoint.find(name))
         except ModelError:
-            state, where = "absent", spec.url or "its weights were never published"
+            state, where = "absent", spec.url or "no link to its weights is known"
         click.echo(f"{name:<{width}}  {state:<6}  {where}")
