@@ -64,6 +64,15 @@ FAMILIES = {
     "dummy": Family(Dummy, file=""),
     "thin": Family(NETWORKS["thin"], "frame_transformer_thin.py"),
     "full": Family(NETWORKS["full"], "frame_transformer.py", commit="85e7f18b"),
+    "v2b": Family(NETWORKS["v2b"], "libft/frame_transformer_embedded.py", commit="5000d3d"),
+    "v2b_6a1d178": Family(
+        NETWORKS["v2b"], "libft/frame_transformer_embedded.py", commit="6a1d178", extra={"sinusoid": "map"}
+    ),
+    "v2b_d00ad29": Family(
+        NETWORKS["v2b"], "libft/frame_transformer_embedded.py", commit="d00ad29", extra={"sinusoid": "none"}
+    ),
+    "v3": Family(NETWORKS["v3"], "libft/frame_transformer.py", commit="1e89a97"),
+    "v3_d00ad29": Family(NETWORKS["v3"], "libft/frame_transformer.py", commit="d00ad29", extra={"rotary": True}),
     "primer": Family(
         NETWORKS["primer"], "frame_primer.py", "FramePrimer", outputs=lambda network, x: network.logits(x).sigmoid()
     ),

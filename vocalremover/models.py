@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vocalremover.chunks import Chunking
-from vocalremover.networks import compact, full, primer, resnet, thin, v7, v8, v9, v10
+from vocalremover.networks import compact, full, primer, resnet, thin, v2b, v3, v7, v8, v9, v10
 from vocalremover.spectrogram import STFT
 
 NETWORKS: dict[str, type[nn.Module]] = {
@@ -21,6 +21,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "primer": primer.FramePrimer,
     "resnet": resnet.FrameResUNet,
     "thin": thin.FrameTransformer,
+    "v2b": v2b.FrameTransformer,
+    "v3": v3.FrameTransformer,
     "v7": v7.FrameTransformerGenerator,
     "v8": v8.FrameTransformer,
     "v9": v9.FrameTransformer,
@@ -33,6 +35,8 @@ ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] 
     "primer": primer.arguments,
     "resnet": resnet.arguments,
     "thin": thin.arguments,
+    "v2b": v2b.arguments,
+    "v3": v3.arguments,
     "v7": v7.arguments,
     "v8": v8.arguments,
     "v9": v9.arguments,
@@ -149,6 +153,43 @@ RECIPES = (
         filename="model.v1.pth",
         url="https://mega.nz/file/C5pGXYYR#ndHuj-tYWtttoj8Y4QqAkAruvZDYcQONkTHfZoOyFaQ",
         note="carperbr, 2023: the thin frame transformer after about 1.2 million steps.",
+    ),
+    ModelSpec(
+        name="v2b",
+        network="v2b",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "channels": 8,
+            "dropout": 0.1,
+            "n_fft": 2048,
+            "num_heads": 8,
+            "expansion": 6,
+            "transformer_channels": [12] * 7,
+            "sinusoid": "input",
+        },
+        chunking=Chunking(size=1024, context=512),
+        filename="model.v2b.pth",
+        url="https://mega.nz/file/a843wbTQ#E319mlp5qjsyky6PRp-zikou-YtWb9TVpbtHGaVh2AA",
+        note="carperbr, 2023: a dozen attention maps beside every level of a U-Net over frequency.",
+    ),
+    ModelSpec(
+        name="v3",
+        network="v3",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "channels": 8,
+            "dropout": 0.1,
+            "n_fft": 2048,
+            "num_heads": 8,
+            "expansion": 4,
+            "num_layers": 12,
+            "rotary": False,
+        },
+        chunking=Chunking(size=1024, context=512),
+        filename="model.v3.pth",
+        note="carperbr, 2023: twelve layers at the full resolution; its weights never appeared.",
     ),
     ModelSpec(
         name="primer",

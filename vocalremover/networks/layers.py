@@ -157,14 +157,63 @@ def residual_attention(
     The sum of products q k^T + q' k'^T is the one product [q, q'] [k, k']^T, so that a fused kernel can do the whole
     and no matrix of frames x frames is ever held.
     """
-    maps, features = query.shape[1:3]
-    turn = rotary if rotary is not None else nn.Identity()
-    q = turn(rearrange(query, "b m (h d) t -> b (m h) t d", h=heads)) * features**-0.5
-    k = turn(rearrange(key, "b m (h d) t -> b (m h) t d", h=heads))
-    v = rearrange(value, "b m (h d) t -> b (m h) t d", h=heads)
+    q, k, v = split_heads(query, key, value, heads, rotary)
     pairs = [*earlier, (q, k)]
-    attended = attend(pairs, v)
-    return rearrange(attended, "b (m h) t d -> b m (h d) t", m=maps), pairs
+    return join_heads(attend(pairs, v), heads), pairs
+
+
+def split_heads(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, rotary: Rotary | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps `[batch, maps, features, frames]` -> `[batch, maps * heads, frames, features / heads]`.
+
+    Query and key are turned by `rotary`, and the query is divided by sqrt(features), so that q k^T are the logits.
+    """
+    features = query.shape[2]
+    q, k, v = (rearrange(x, "b m (h d) t -> b (m h) t d", h=heads) for x in (query, key, value))
+    if rotary is not None:
+        q, k = rotary(q), rotary(k)
+    return q * features**-0.5, k, v
+
+
+def join_heads(attended: Tensor, heads: int) -> Tensor:
+    """`[batch, maps * heads, frames, head features]` -> the map `[batch, maps, features, frames]`."""
+    return rearrange(attended, "b (m h) t d -> b m (h d) t", h=heads)
+
+
+def running_attention(query: Tensor, key: Tensor, value: Tensor, logits: Tensor | None) -> tuple[Tensor, Tensor]:
+    """softmax(logits + q k^T) value, and the sum of the logits; all as `split_heads` makes them.
+
+    For chains of attentions so long that their concatenated heads would be wider than a frame has logits: one matrix
+    `[batch, heads, frames, frames]` holds the sum, float32 or wider. Except where gradients are recorded, the one that
+    is handed in is written over, and the softmax is taken of a few rows at a time, so that there is no second one.
+    """
+    if torch.is_grad_enabled():
+        logits = query @ key.mT if logits is None else logits + query @ key.mT
+        return logits.softmax(-1) @ value, logits
+    if logits is None:
+        kind = torch.promote_types(query.dtype, torch.float32)
+        logits = query.new_zeros((*query.shape[:-1], key.shape[-2]), dtype=kind)
+    attended = []
+    for rows in row_blocks(logits.shape[-2], logits[..., 0, :].numel()):
+        some = logits[..., rows, :].add_(query[..., rows, :] @ key.mT)
+        attended.append(some.softmax(-1).to(value.dtype) @ value)
+    return torch.cat(attended, dim=-2), logits
+
+
+def attend_rows(pairs: Sequence[Pair], value: Tensor) -> Tensor:
+    """What `attend` computes, with the softmax of a few rows at a time: cheaper where the value is the narrow one."""
+    query = torch.cat([q for q, _ in pairs], dim=-1)
+    key = torch.cat([k for _, k in pairs], dim=-1)
+    frames = query.shape[-2]
+    blocks = row_blocks(frames, query.shape[0] * query.shape[1] * key.shape[-2])
+    return torch.cat([(query[..., rows, :] @ key.mT).softmax(-1).to(value.dtype) @ value for rows in blocks], dim=-2)
+
+
+def row_blocks(frames: int, width: int) -> list[slice]:
+    """Slices of as many rows of logits as fill 64 MiB in float32, at least 8; `width` numbers make up one row."""
+    step = max(2**24 // width, 8)
+    return [slice(start, min(start + step, frames)) for start in range(0, frames, step)]
 
 
 def attend(pairs: Sequence[Pair], value: Tensor) -> Tensor:
@@ -282,10 +331,14 @@ class ConvolutionalEmbedding(nn.Module):
             return torch.empty(1, 1, self.features, PE_FRAMES)
         return sinusoids(self.features, PE_FRAMES)[None, None].to(device)
 
+    def stored(self) -> Tensor:
+        """The buffer `pe` as `[1, 1, features, 4096]`."""
+        return self.pe
+
     def waves(self, x: Tensor) -> Tensor:
         """The table for every frame of x, `[batch, 1, features, frames]`."""
         frames = x.shape[-1]
-        table = self.pe if frames <= PE_FRAMES else sinusoids(self.features, frames)[None, None]
+        table = self.stored() if frames <= PE_FRAMES else sinusoids(self.features, frames)[None, None]
         return table[..., :frames].to(x).expand(x.shape[0], -1, -1, -1)
 
     def forward(self, x: Tensor) -> Tensor:
