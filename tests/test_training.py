@@ -14,6 +14,7 @@ from vocalremover.checkpoint import load
 from vocalremover.errors import InputError
 from vocalremover.models import MODELS
 from vocalremover.training import train as training
+from vocalremover.training.credits import credit
 from vocalremover.training.data import RATE, Catalogue, Track, prepare
 from vocalremover.training.losses import masked_error
 from vocalremover.training.schedules import warm_cosine
@@ -25,7 +26,7 @@ SONG = {"multitracks/song/vocals.flac": "multitrack", "multitracks/song/instrume
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder: tones for voices, noise for instruments, one whole song and one validation file."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
@@ -45,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def catalogue(folder, tmp_path_factory) -> Catalogue:
+def catalogue(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     return prepare(folder, tmp_path_factory.mktemp("cache"))
 
 
@@ -53,7 +54,7 @@ def track(name: str) -> Track:
     return Track(Path(name), name, "singing")
 
 
-def test_a_catalogue_lists_what_the_manifest_says(catalogue):
+def test_a_catalogue_lists_what_the_manifest_says(catalogue: Catalogue) -> None:
     assert {voice.source for voice in catalogue.voices} == {*list(KINDS)[:2], "multitracks/song/vocals.flac"}
     assert {backing.source for backing in catalogue.backings} == {
         "instrumentals/drums.flac",
@@ -62,24 +63,34 @@ def test_a_catalogue_lists_what_the_manifest_says(catalogue):
     assert [(voice.source, backing.source) for voice, backing in catalogue.songs] == [tuple(SONG)]
 
 
-def test_held_out_files_are_not_drawn(folder, tmp_path):
+def test_held_out_files_are_not_drawn(folder: Path, tmp_path: Path) -> None:
     catalogue = prepare(folder, tmp_path, held_out=("vocals/ben", "multitracks"))
     assert {voice.source for voice in catalogue.voices} == {"vocals/anna/a.flac"}
 
 
-def test_decoded_audio_is_kept(folder, tmp_path):
+def test_decoded_audio_is_kept(folder: Path, tmp_path: Path) -> None:
     prepare(folder, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     prepare(folder, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
-def test_a_folder_without_manifest_is_refused(tmp_path):
+def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"manifest\.csv"):
         prepare(tmp_path, tmp_path / "cache")
 
 
-def test_no_pair_repeats_until_every_voice_met_every_backing():
+def test_credits_name_every_title_once() -> None:
+    rows = [
+        {"path": "a/1.opus", "kind": "singing", "artist": "Ann | Ben", "title": "One", "licence": "CC0", "source": "x"},
+        {"path": "a/2.opus", "kind": "singing", "artist": "Ann | Ben", "title": "Two", "licence": "CC0", "source": "x"},
+        {"path": "b/3.opus", "kind": "speech"},
+    ]
+    lines = credit(rows).splitlines()[2:]
+    assert lines == ["|  | unknown | not stated | 3 |", "| x | Ann / Ben | CC0 | One, Two |"]
+
+
+def test_no_pair_repeats_until_every_voice_met_every_backing() -> None:
     catalogue = Catalogue(tuple(track(f"v{i}") for i in range(7)), tuple(track(f"b{i}") for i in range(5)), ())
     met = []
     for epoch in range(7):
@@ -90,12 +101,12 @@ def test_no_pair_repeats_until_every_voice_met_every_backing():
     assert len(met) == len(set(met)) > 20
 
 
-def test_drawing_is_pure(catalogue):
+def test_drawing_is_pure(catalogue: Catalogue) -> None:
     assert draw(catalogue, 1, 2, 1) == draw(catalogue, 1, 2, 1)
     assert draw(catalogue, 1, 2, 1) != draw(catalogue, 2, 2, 1)
 
 
-def test_a_mix_is_its_voices_plus_its_backings(catalogue):
+def test_a_mix_is_its_voices_plus_its_backings(catalogue: Catalogue) -> None:
     for index in range(12):
         mix = draw(catalogue, 5, index, 0)
         mixture, vocals = render(mix, RATE)
@@ -106,7 +117,7 @@ def test_a_mix_is_its_voices_plus_its_backings(catalogue):
         np.testing.assert_allclose(mixture - vocals, alone, atol=1e-5)
 
 
-def test_voices_stand_as_loud_as_drawn(catalogue):
+def test_voices_stand_as_loud_as_drawn(catalogue: Catalogue) -> None:
     """Effects change how a voice sounds, not the balance that was drawn."""
     levels = []
     for index in range(40):
@@ -118,7 +129,7 @@ def test_voices_stand_as_loud_as_drawn(catalogue):
     assert np.abs(np.median(levels)) < 1  # the song's own stems keep their level, which a median overlooks
 
 
-def test_loss_is_zero_for_the_perfect_mask_and_blind_to_level():
+def test_loss_is_zero_for_the_perfect_mask_and_blind_to_level() -> None:
     generator = torch.Generator().manual_seed(0)
     mixture = torch.randn(2, 2, 16, 8, dtype=torch.complex64, generator=generator)
     ideal = torch.rand(2, 2, 16, 8, generator=generator)
@@ -130,7 +141,7 @@ def test_loss_is_zero_for_the_perfect_mask_and_blind_to_level():
     torch.testing.assert_close(wrong, louder, rtol=1e-2, atol=0)
 
 
-def test_learning_rate_warms_up_and_ends_at_zero():
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     rates = [warm_cosine(step / 100, step, 10) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == max(rates[9:12])
@@ -138,7 +149,7 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     assert warm_cosine(1.5, 150, 10) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_run_learns_saves_and_goes_on(folder, tmp_path, monkeypatch):
+def test_a_run_learns_saves_and_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"channels": (8, 8, 8, 8, 8), "maps": 1, "num_layers": 1, "num_heads": 2, "bottleneck": 16}
     monkeypatch.setitem(training.MODELS, "default", replace(MODELS["default"], args=small))
     clock = iter(range(10_000))

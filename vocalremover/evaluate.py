@@ -14,7 +14,8 @@ def sdr(estimate: Tensor, reference: Tensor) -> float:
     where the reference is silent and the estimate is not. Raises UsageError if the shapes differ.
     """
     if estimate.shape != reference.shape:
-        raise UsageError(f"an estimate of shape {tuple(estimate.shape)} cannot be held against {tuple(reference.shape)}")
+        shapes = f"{tuple(estimate.shape)} cannot be held against {tuple(reference.shape)}"
+        raise UsageError(f"an estimate of shape {shapes}")
     wanted = reference.double().square().sum()
     wrong = (reference.double() - estimate.double()).square().sum()
     if wrong == 0:

@@ -82,7 +82,7 @@ class FrameAttention(nn.Module):
 
 
 class CompactFrameTransformer(nn.Module):
-    """channels: width of every level; maps: channels that attend at the deepest; bottleneck: features per hidden unit."""
+    """channels: width of every level; maps: channels that attend at the deepest; bottleneck: features a hidden unit."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class CompactFrameTransformer(nn.Module):
         return torch.log(magnitude / self.full_scale + FLOOR)
 
     def calibrate(self, magnitude: Tensor) -> None:
-        """Set each bin's mean level and spread from typical mixtures `[batch, 2, n_fft / 2 + 1, frames]`; before training."""
+        """Before training: each bin's mean and spread, from typical mixtures `[batch, 2, n_fft / 2 + 1, frames]`."""
         level = rearrange(self.level(magnitude[:, :, :-1]), "b c f t -> f (b c t)")
         self.mean.copy_(level.mean(dim=1, keepdim=True))
         self.scale.copy_(1 / level.std(dim=1, keepdim=True).clamp(min=0.5))

@@ -1,12 +1,11 @@
 """Training audio: a folder with a manifest -> tracks that can be cut anywhere at once.
 
-`manifest.csv` names each file below its folder: `path` and `kind` (instrumental, singing, syllables, speech, multitrack,
-validation); further columns (credits) are left alone. Every track is decoded once into `cache` as 16-bit samples at
-44.1 kHz, so that a crop costs one read of memory-mapped samples. Voices are kept in mono: where a voice stands in the
-stereo picture is the mix's to decide.
+`manifest.csv` names each file below its folder: `path` and `kind` (instrumental, singing, syllables, speech,
+multitrack, validation); further columns are for `credits`. Every track is decoded once into `cache` as 16-bit samples
+at 44.1 kHz, so that a crop costs one read of memory-mapped samples. Voices are kept in mono: where a voice stands in
+the stereo picture is the mix's to decide.
 """
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from vocalremover.audio import Reader, resample
 from vocalremover.errors import AudioError, InputError
+from vocalremover.training.credits import read_rows
 
 RATE = 44100
 FULL_SCALE = 32767
@@ -28,14 +28,14 @@ BACKING_WEIGHTS = {"instrumental": 1, "multitrack": 8}
 
 @dataclass(frozen=True)
 class Track:
-    """One decoded file. path: the cached samples (.npy, int16, `[channels, samples]`); source: its line in the manifest."""
+    """A decoded file. path: its samples in the cache (.npy, int16, `[channels, samples]`); source: in the manifest."""
 
     path: Path
     source: str
     kind: str
 
     def crop(self, start: float, samples: int) -> np.ndarray:
-        """float32 `[channels, samples]` from `start` (0..1 of what can be chosen); a shorter track is filled with zeros."""
+        """float32 `[channels, samples]` from `start` (0..1 of what can be chosen); zeros fill up a shorter track."""
         stored = np.load(self.path, mmap_mode="r")
         first = int(start * max(stored.shape[1] - samples, 0))
         taken = stored[:, first : first + samples].astype(np.float32) / FULL_SCALE
@@ -44,7 +44,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """voices and backings, each track as often as it should be drawn; songs: (vocals, instrumental) that belong together."""
+    """voices, backings: each track as often as it should be drawn; songs: vocals and instrumental of one song."""
 
     voices: tuple[Track, ...]
     backings: tuple[Track, ...]
@@ -60,9 +60,7 @@ def prepare(folder: Path, cache: Path, held_out: Sequence[str] = ()) -> Catalogu
     if not manifest.exists():
         raise InputError(f"{manifest} is missing: it must list the training files with the columns path and kind.")
     cache.mkdir(parents=True, exist_ok=True)
-    with manifest.open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if not row["path"].startswith(tuple(held_out))]
-    tracks = [decode(folder, row["path"], row["kind"], cache) for row in rows if row["kind"] != "validation"]
+    tracks = [decode(folder, row["path"], row["kind"], cache) for row in read_rows(manifest, tuple(held_out))]
     vocals = {Path(track.source).parent: track for track in tracks if is_song(track, "vocals")}
     backings = {Path(track.source).parent: track for track in tracks if is_song(track, "instrumental")}
     songs = tuple((vocals[song], backings[song]) for song in vocals if song in backings)

@@ -1,8 +1,9 @@
 """Train the mask of a spectrogram network on voxaug mixes; one plain loop, read from top to bottom.
 
-A run lives in a folder: `last.pt` holds all that is needed to go on (saved every few minutes, atomically), `log.jsonl` a
-line every so often, `best.safetensors` the averaged weights as `vocalremover separate -m` takes them. A run is as long as
-its `minutes`, counted over all the pieces it was run in, so that a machine that is at hand only for a while can be used.
+A run lives in a folder: `last.pt` holds all that is needed to go on (saved every few minutes, atomically), `log.jsonl`
+a line every so often, `best.safetensors` the averaged weights as `vocalremover separate -m` takes them, `CREDITS.md`
+whose audio they were trained on. A run is as long as its `minutes`, counted over all the pieces it was run in, so that
+a machine that is at hand only for a while can be used.
 """
 
 import json
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vocalremover.checkpoint import save
 from vocalremover.models import MODELS, ModelSpec
+from vocalremover.training.credits import credit, read_rows
 from vocalremover.training.data import Catalogue, prepare
 from vocalremover.training.losses import masked_error
 from vocalremover.training.schedules import warm_cosine
@@ -74,6 +76,8 @@ def train(run: Training) -> Path:
     run.out.mkdir(parents=True, exist_ok=True)
     step, minutes = resume(run, network, averaged, optimizer)
     catalogue = prepare(run.data, run.cache, run.held_out)
+    credits = credit(read_rows(run.data / "manifest.csv", run.held_out))
+    (run.out / "CREDITS.md").write_text(credits, encoding="utf-8")
     examples = batches(run, spec, catalogue, first=step * run.batch)
     if step == 0:
         network.calibrate(torch.cat([next(examples)[0] for _ in range(8)]).abs())
@@ -123,7 +127,9 @@ def average(averaged: nn.Module, network: nn.Module, keep: float) -> None:
             value.copy_(state[name])
 
 
-def resume(run: Training, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def resume(
+    run: Training, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
     """(step, minutes) of the run so far, with everything else put back; (0, 0) for a new run."""
     path = run.out / "last.pt"
     if not path.exists():

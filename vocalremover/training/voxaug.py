@@ -1,7 +1,7 @@
 """voxaug: any voice over any backing, drawn by a rule and rendered with effects.
 
-`draw` is pure: (catalogue, seed, epoch, index) -> `Mix`, plain numbers that say which tracks, where cut, how loud and how
-changed. `render` turns a `Mix` into audio. The pairing is that of carperbr's voxaug2 (frame-transformer, commit
+`draw` is pure: (catalogue, seed, epoch, index) -> `Mix`, plain numbers that say which tracks, where cut, how loud and
+how changed. `render` turns a `Mix` into audio. The pairing is that of carperbr's voxaug2 (frame-transformer, commit
 85e7f18b, dataset_voxaug2.py): at epoch e, backing i meets voice (e + i) mod n, so that no pair repeats until all were
 heard. The effects are ours: they stand in for the singers, rooms and producers that the data lacks.
 """
@@ -22,7 +22,7 @@ BANDS = 12  # knots of a random equaliser, evenly spaced in octaves from 40 Hz t
 
 @dataclass(frozen=True)
 class Voice:
-    """One voice of a mix. semitones: change of speed, which moves pitch and formants together; pan: -1 left .. 1 right."""
+    """One voice of a mix. semitones: change of speed, which moves pitch and formants; pan: -1 left .. 1 right."""
 
     track: Track
     start: float
@@ -218,7 +218,7 @@ def delay(seconds: float, samples: int) -> np.ndarray:
 
 @lru_cache(maxsize=ROOMS)
 def room(number: int, samples: int) -> np.ndarray:
-    """complex64 `[2, samples // 2 + 1]`: a synthetic hall, noise that decays, of unit energy; `number` chooses which."""
+    """complex64 `[2, samples // 2 + 1]`: a synthetic hall, noise that decays, of unit energy; `number` tells which."""
     rng = np.random.Generator(np.random.PCG64(number))
     length = min(samples, int(2.0 * RATE))
     seconds = np.arange(length, dtype=np.float32) / RATE
