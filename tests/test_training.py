@@ -155,7 +155,7 @@ def test_a_run_learns_saves_and_goes_on(folder: Path, tmp_path: Path, monkeypatc
     clock = iter(range(10_000))
     monkeypatch.setattr(training.time, "monotonic", lambda: 60.0 * next(clock))
     run = training.Training(
-        folder, tmp_path / "cache", tmp_path / "run", minutes=60, batch=2, frames=16, warm_steps=5, workers=0
+        folder, tmp_path / "cache", tmp_path / "run", minutes=40, batch=2, frames=16, warm_steps=5, workers=0
     )
     weights = training.train(run)
     log = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
@@ -163,7 +163,7 @@ def test_a_run_learns_saves_and_goes_on(folder: Path, tmp_path: Path, monkeypatc
     spec, network = load(weights)
     assert spec.target == "vocals"
     assert network(torch.rand(1, 2, 1025, 9)).shape == (1, 2, 1025, 9)
-    training.train(replace(run, minutes=90))
+    training.train(replace(run, minutes=60))
     went_on = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
     assert went_on[: len(log)] == log
     assert went_on[len(log)]["step"] > log[-1]["step"]
