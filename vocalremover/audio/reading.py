@@ -77,12 +77,14 @@ class Reader:
         decoded = repaired = 0
         for samples in self._decoded():
             # The sum costs little and is finite for all sound, save of samples near the largest float.
-            if not np.isfinite(samples.sum()):
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = samples.sum()
+            if not np.isfinite(total):
                 bad = ~np.isfinite(samples)
                 repaired += int(bad.sum())
                 samples = np.where(bad, np.float32(0), samples)
             decoded += samples.shape[1]
-            yield torch.from_numpy(samples)
+            yield torch.from_numpy(np.ascontiguousarray(samples))
         if not decoded and (self._source.expected or self._source.problems):
             raise AudioError(f"{self.path}: nothing in this file could be decoded; it is damaged or cut short.")
         self._report(decoded, repaired)
@@ -97,8 +99,8 @@ class Reader:
             damaged = self._source.problems or decoded < self._source.expected
             if damaged and isinstance(self._source, SndfileSource):
                 yield from self._rescued(decoded)
-        except OSError as error:
-            raise AudioError(f"{self.path}: reading broke off: {error.strerror or error}.") from error
+        except (OSError, ValueError, av.error.FFmpegError) as error:
+            raise AudioError(f"{self.path}: reading broke off: {getattr(error, 'strerror', error)}.") from error
 
     def _rescued(self, decoded: int) -> Iterator[np.ndarray]:
         # libsndfile drops the whole block in which damage lies, FFmpeg only the damaged frame.

@@ -113,18 +113,18 @@ class FFmpegSource:
         """Decodes from the start; steps over damaged packets and ends where the file does."""
         with open_bytes(self._path) as file, self._open(file) as container:
             stream = self._stream(container)
-            resampler = None
+            resamplers: dict[tuple, av.AudioResampler] = {}
             waiting: list[np.ndarray] = []
             held = given = 0
             for frame in self._frames(container, stream):
                 frames = [frame]
-                if frame.sample_rate != self.rate or frame.layout.nb_channels != self.channels:
-                    # A broadcast may change its form midway; its beginning decides.
-                    resampler = resampler or av.AudioResampler("flt", self.layout, self.rate)
-                    frames = resampler.resample(frame)
-                elif self.channels >= MOST_PLANES and frame.format.is_planar:
-                    resampler = resampler or av.AudioResampler("flt")
-                    frames = resampler.resample(frame)
+                form = (frame.sample_rate, frame.layout.name, frame.format.name)
+                # A broadcast may change its form midway; its beginning decides.
+                changed = form[0] != self.rate or frame.layout.nb_channels != self.channels
+                if changed or (self.channels >= MOST_PLANES and frame.format.is_planar):
+                    if form not in resamplers:
+                        resamplers[form] = av.AudioResampler("flt", self.layout if changed else None, self.rate)
+                    frames = resamplers[form].resample(frame)
                 for part in frames:
                     waiting.append(_samples(part))
                     held += waiting[-1].shape[1]
