@@ -71,6 +71,9 @@ FAMILIES = {
     "v2b_d00ad29": Family(
         NETWORKS["v2b"], "libft/frame_transformer_embedded.py", commit="d00ad29", extra={"sinusoid": "none"}
     ),
+    "newft": Family(NETWORKS["newft"], "libft2/frame_transformer.py"),
+    "newft_gan": Family(NETWORKS["newft_gan"], "libft2gan/frame_transformer.py", cls="FrameTransformerGenerator"),
+    "newft_disc": Family(NETWORKS["newft_disc"], "libft2gan/frame_transformer.py", cls="FrameTransformerDiscriminator"),
     "v3": Family(NETWORKS["v3"], "libft/frame_transformer.py", commit="1e89a97"),
     "v3_d00ad29": Family(NETWORKS["v3"], "libft/frame_transformer.py", commit="d00ad29", extra={"rotary": True}),
     "primer": Family(

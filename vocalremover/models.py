@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from vocalremover.chunks import Chunking
-from vocalremover.networks import compact, full, primer, resnet, thin, v2b, v3, v7, v8, v9, v10
+from vocalremover.networks import compact, full, newft, primer, resnet, thin, v2b, v3, v7, v8, v9, v10
 from vocalremover.spectrogram import STFT
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "compact": compact.CompactFrameTransformer,
     "full": full.FrameTransformer,
+    "newft": newft.FrameTransformer,
+    "newft_disc": newft.FrameTransformerDiscriminator,
+    "newft_gan": newft.FrameTransformerGenerator,
     "primer": primer.FramePrimer,
     "resnet": resnet.FrameResUNet,
     "thin": thin.FrameTransformer,
@@ -32,6 +35,9 @@ NETWORKS: dict[str, type[nn.Module]] = {
 ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] = {
     "compact": compact.arguments,
     "full": full.arguments,
+    "newft": newft.arguments,
+    "newft_disc": newft.discriminator_arguments,
+    "newft_gan": newft.arguments,
     "primer": primer.arguments,
     "resnet": resnet.arguments,
     "thin": thin.arguments,
@@ -190,6 +196,42 @@ RECIPES = (
         chunking=Chunking(size=1024, context=512),
         filename="model.v3.pth",
         note="carperbr, 2023: twelve layers at the full resolution; its weights never appeared.",
+    ),
+    ModelSpec(
+        name="newft",
+        network="newft",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "channels": 16,
+            "dropout": 0.1,
+            "n_fft": 2048,
+            "num_heads": 8,
+            "expansion": 10240,
+            "num_bridge_layers": 4,
+            "num_attention_maps": 4,
+        },
+        chunking=Chunking(size=1024, context=512),
+        filename="model.newft.pth",
+        note='carperbr, 2023: the "new frame transformer", nine levels, gated logits; its weights never appeared.',
+    ),
+    ModelSpec(
+        name="newft_gan",
+        network="newft_gan",
+        args={
+            "in_channels": 2,
+            "out_channels": 2,
+            "channels": 8,
+            "dropout": 0.1,
+            "n_fft": 2048,
+            "num_heads": 8,
+            "expansion": 10240,
+            "num_bridge_layers": 4,
+            "num_attention_maps": 1,
+        },
+        chunking=Chunking(size=1024, context=512),
+        filename="model.newft_gan.pth",
+        note="carperbr, 2023: the generator of its adversarial training, which also finds voices; never published.",
     ),
     ModelSpec(
         name="primer",

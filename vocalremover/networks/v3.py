@@ -91,7 +91,7 @@ class FrameTransformerEncoder(nn.Module):
 
 
 class FrameTransformer(nn.Module):
-    """V3. The keywords are those of the original but for `rotary`: its later version. `dropout` is for training only."""
+    """V3. The keywords are those of the original but for `rotary`, its later version; `dropout` is for training."""
 
     def __init__(
         self,
