@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vocalremover.networks.layers import BandProjections, SquaredReLU, mask, resize
+from vocalremover.networks.layers import BandProjections, SquaredReLU, mask, resize, running_attention
 
 
 class FrameConv(nn.Module):
@@ -88,17 +88,12 @@ class MultibandFrameAttention(BandProjections):
         self.weight = nn.Parameter(torch.randn(features // bands, cropsize))
 
     def forward(self, x: Tensor, memory: Tensor, earlier: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns what was attended and the logits `[batch * bands, frames, frames]`, added to `earlier`."""
-        query, key, value = (
-            rearrange(self.heads(source, role), "b h t d -> (b h) t d")
-            for source, role in ((x, "q"), (memory, "k"), (memory, "v"))
-        )
-        place = rearrange(self.weight[:, : x.shape[1]], "d t -> 1 t d").expand_as(query)
+        """Returns what was attended and the logits `[batch, bands, frames, frames]`, added to `earlier`."""
+        query, key, value = self.heads(x, "q"), self.heads(memory, "k"), self.heads(memory, "v")
+        place = rearrange(self.weight[:, : x.shape[1]], "d t -> 1 1 t d").expand_as(query)
         asking = torch.cat((query, place), dim=-1) * x.shape[-1] ** -0.5
-        asked = torch.cat((key, query), dim=-1).mT
-        logits = asking @ asked if earlier is None else torch.baddbmm(earlier, asking, asked)
-        attended = rearrange(logits.softmax(dim=-1) @ value, "(b h) t d -> b h t d", h=self.bands)
-        return self.join(attended), logits
+        heads, logits = running_attention(asking, torch.cat((key, query), dim=-1), value, earlier)
+        return self.join(heads), logits
 
 
 class Squeeze(nn.Linear):

@@ -10,10 +10,10 @@ Three strides of two leave maps of an eighth of the bins and frames, which are c
 The chunks are the tokens: every channel attends from chunk to chunk with heads of chunk_size^2 / num_heads features.
 No tensor tells n_fft; the bins must divide by 8 * chunk_size as well.
 
-The attention logits are added up over all layers. They are held as they are, `chunks x chunks` for every head: even in
-a crop of 4096 frames the 64 chunks have fewer logits (17 MB in float32) than the 128 features of one layer's queries
-(34 MB), so that attention over the concatenated heads of all layers, which spares the logits, would cost 17 times the
-products and the memory. Logits outgrow one layer's queries and keys beyond 16 384 frames.
+The attention logits are added up over all layers, in one matrix `chunks x chunks` for every head. Even in a crop of 4096
+frames the 64 chunks have fewer logits (17 MB in float32) than one layer has queries (34 MB); attention over the
+concatenated heads of all layers, which spares the logits, would hold 17 layers' queries and keys and take nine times
+the products. Logits outgrow one layer's queries and keys beyond 16 384 frames.
 
 Source: carperbr/frame-transformer at a678637, inference/v9r/libft2gan/frame_transformer12.py (MIT).
 """
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vocalremover.networks.layers import MultichannelLinear, Rotary, count_heads, mask, resize
+from vocalremover.networks.layers import MultichannelLinear, Rotary, count_heads, mask, resize, running_attention
 
 SCALE = 8  # how much smaller the chunked maps are than the spectrogram, along both axes
 
@@ -74,24 +74,18 @@ class Attention(nn.Module):
         )
 
     def forward(self, chunks: Tensor, tokens: int, earlier: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns what was attended and the logits `[batch * channels * heads, tokens, tokens]`, added to `earlier`."""
+        """Returns what was attended and the logits `[batch, channels * heads, tokens, tokens]`, added to `earlier`."""
         size = chunks.shape[-1]
         query = self.embedding(self.split(self.q_proj(chunks), tokens)) * size**-0.5
         key = self.embedding(self.split(self.k_proj(chunks), tokens))
-        value = self.split(self.v_proj(chunks), tokens)
-        logits = query @ key.mT if earlier is None else torch.baddbmm(earlier, query, key.mT)
-        attended = rearrange(
-            logits.softmax(dim=-1) @ value,
-            "(b c h) l d -> (b l) c (h d)",
-            c=chunks.shape[1],
-            h=self.heads,
-        )
+        heads, logits = running_attention(query, key, self.split(self.v_proj(chunks), tokens), earlier)
+        attended = rearrange(heads, "b (c h) l d -> (b l) c (h d)", h=self.heads)
         return self.o_proj(rearrange(attended, "n c (f t) -> n c f t", f=size)), logits
 
     def split(self, chunks: Tensor, tokens: int) -> Tensor:
-        """`[(batch, tokens), channels, chunk_size, chunk_size]` -> `[(batch, channels, heads), tokens, features]`."""
+        """`[(batch, tokens), channels, chunk_size, chunk_size]` -> `[batch, channels * heads, tokens, features]`."""
         flat = rearrange(chunks, "n c f t -> n c (f t)")
-        return rearrange(flat, "(b l) c (h d) -> (b c h) l d", l=tokens, h=self.heads)
+        return rearrange(flat, "(b l) c (h d) -> b (c h) l d", l=tokens, h=self.heads)
 
 
 class FrameTransformerEncoder(nn.Module):
