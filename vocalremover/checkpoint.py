@@ -12,6 +12,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,17 @@ PREFIXES = ("ema_model.", "module.", "model.", "network.")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 """What a network's constructor or `arguments` may raise when handed shapes of something else."""
-CHOICES = {
+SENSIBLE = {
     "target": ("instrumental", "vocals"),
     "domain": ("spectrogram", "waveform"),
     "reads": ("magnitude", "complex"),
+    "rate": range(1000, 768_001),
+    "n_fft": range(2, 65_537),
+    "size": range(1, 1 << 24),
+    "context": range(1 << 24),
+    "multiple": range(1, 1 << 24),
 }
+"""What a description may say in these fields."""
 
 
 def models_folder() -> Path:
@@ -55,9 +62,8 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         path = Path(name_or_path).expanduser()
         if path.is_file():
             return path
-        if path.is_dir():
-            raise ModelError(f"{path} is a folder, not a checkpoint")
-        raise ModelError(f"{path} is neither a file nor one of the models {', '.join(MODELS)}")
+        kind = "a folder, not a checkpoint" if path.is_dir() else f"neither a file nor one of {', '.join(MODELS)}"
+        raise ModelError(f"{path} is {kind}")
     package = Path(str(files("vocalremover")))
     # The wheel carries the default weights inside the package; in the source tree their folder lies beside it.
     folders = (package / "checkpoints", package.parent / "checkpoints", models_folder())
@@ -103,11 +109,10 @@ def recognise(shapes: Shapes) -> ModelSpec:
     Its arguments are those the shapes tell; the rest (STFT, chunking, target) is that of the network in MODELS.
     Raises ModelError that names the nearest architecture and the first differences.
     """
-    for network in NETWORKS:
-        args = _derive(network, shapes)
-        if args is not None and _expected(network, args) == dict(shapes):
-            return _recipe(network, args)
-    raise ModelError(_near_miss(shapes))
+    spec = _match(shapes)
+    if spec is None:
+        raise ModelError(_near_miss(shapes))
+    return spec
 
 
 def save(
@@ -123,7 +128,7 @@ def save(
     """
     path = Path(path)
     state = network_or_state.state_dict() if isinstance(network_or_state, nn.Module) else dict(network_or_state)
-    if {key: tuple(tensor.shape) for key, tensor in state.items()} != _expected(spec.network, spec.args):
+    if _shapes(state) != _expected(spec.network, spec.args):
         raise ModelError(f"{path}: the tensors to save are not those of the network {spec.network}")
     parameters = {name for name, _ in spec.build("meta").named_parameters()}
     tensors = {}
@@ -180,9 +185,7 @@ def _read(path: Path) -> tuple[list[dict[str, Tensor]], str | None]:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # parsers meet damaged bytes with any kind of exception
         if "unsupported" in str(error).lower():
-            raise ModelError(
-                f"{path} holds more than tensors, so loading it could run foreign code: refused"
-            ) from error
+            raise ModelError(f"{path} holds more than tensors and could run foreign code: refused") from error
         raise ModelError(f"{path} is damaged, incomplete or no checkpoint of tensors; copy it again") from error
     candidates = list(_candidates(tree))
     if not candidates:
@@ -204,9 +207,7 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor], size: int) -> None:
     """Refuses tensors that claim more numbers than are stored, which a few bytes can do with a stride of zero."""
     total = 0
     for key, tensor in state.items():
-        plain = (
-            type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and tensor.device.type == "cpu"
-        )
+        plain = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise ModelError(f"{path}: {_name(key)} is not an ordinary tensor")
         total += tensor.nbytes
@@ -241,16 +242,24 @@ def _candidates(tree: object, depth: int = 0) -> Iterator[dict[str, Tensor]]:
 
 def _identify(candidates: list[dict[str, Tensor]], description: str | None) -> tuple[ModelSpec, dict[str, Tensor]]:
     """The first candidate that is a known network; ModelError about the largest one if none is."""
-    problems = []
-    for state in candidates:
-        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-        try:
-            spec = recognise(shapes)
-        except ModelError as error:
-            problems.append((len(state), error))
-            continue
-        return (_described(spec, description, shapes) if description else spec), state
-    raise max(problems, key=lambda problem: problem[0])[1]
+    every = [_shapes(state) for state in candidates]
+    for shapes, state in zip(every, candidates, strict=True):
+        spec = _match(shapes)
+        if spec is not None:
+            return (_described(spec, description, shapes) if description else spec), state
+    raise ModelError(_near_miss(max(every, key=len)))
+
+
+def _match(shapes: Shapes) -> ModelSpec | None:
+    for network in NETWORKS:
+        args = _derive(network, shapes)
+        if args is not None and _expected(network, args) == dict(shapes):
+            return _recipe(network, args)
+    return None
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def _derive(network: str, shapes: Shapes) -> dict[str, Any] | None:
@@ -263,10 +272,15 @@ def _derive(network: str, shapes: Shapes) -> dict[str, Any] | None:
 def _expected(network: str, args: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
     """The names and shapes of a network's state dict, without taking memory for it; None if it cannot be built."""
     try:
-        state = ModelSpec("", network, args).build("meta").state_dict()
+        return _shapes(ModelSpec("", network, args).build("meta").state_dict())
     except REFUSALS:
         return None
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+@cache
+def _published() -> list[tuple[str, dict[str, tuple[int, ...]]]]:
+    """The network and the expected tensors of every recipe."""
+    return [(recipe.network, _expected(recipe.network, recipe.args) or {}) for recipe in RECIPES]
 
 
 def _recipe(network: str, args: dict[str, Any]) -> ModelSpec:
@@ -283,15 +297,12 @@ def _recipe(network: str, args: dict[str, Any]) -> ModelSpec:
 
 def _near_miss(shapes: Shapes) -> str:
     """One sentence on the architecture that shares most tensors with a state dict, and on the first differences."""
-    best: tuple[int, str, dict[str, tuple[int, ...]]] = (0, "", {})
-    for network in NETWORKS:
-        tries = [_derive(network, shapes), *(recipe.args for recipe in RECIPES if recipe.network == network)]
-        for args in tries:
-            expected = _expected(network, args) if args is not None else None
-            if expected:
-                shared = sum(shapes.get(key) == shape for key, shape in expected.items())
-                best = max(best, (shared, network, expected), key=lambda one: one[0])
-    shared, network, expected = best
+    derived = [(network, args) for network in NETWORKS if (args := _derive(network, shapes)) is not None]
+    known = [*_published(), *((network, _expected(network, args) or {}) for network, args in derived)]
+    shared, network, expected = max(
+        ((sum(shapes.get(key) == shape for key, shape in one.items()), network, one) for network, one in known),
+        key=lambda candidate: candidate[0],
+    )
     if not shared:
         return f"holds {len(shapes)} tensors of no network known here"
     differences = [f"lacks {key}" for key in expected if key not in shapes]
@@ -330,14 +341,6 @@ def _described(found: ModelSpec, description: str, shapes: Shapes) -> ModelSpec:
             raise ModelError(f"describes an argument that its tensors do not bear out: {_name(key)}")
     if args != known["args"] and _expected(found.network, args) != dict(shapes):
         raise ModelError(f"describes another {found.network} than the one it holds")
-    if any(record[field] not in choices for field, choices in CHOICES.items()):
-        raise ModelError("describes a target, a domain or an input that no model here has")
-    if (
-        not 1000 <= record["rate"] <= 768000
-        or record["stft"]["n_fft"] > 1 << 16
-        or max(record["chunking"].values()) > 1 << 24
-    ):
-        raise ModelError("describes a rate, frames or crops of no song")
     return ModelSpec(**{**record, "stft": STFT(**record["stft"]), "chunking": Chunking(**record["chunking"])})
 
 
@@ -354,5 +357,6 @@ def _check_fields(record: object, pattern: Mapping[str, Any], where: str) -> Non
         optional = example is None and value is None
         if not optional and type(value) is not kind:
             raise ModelError(f"carries a {where} whose {key} is not of type {kind.__name__}")
-        if isinstance(value, str) and (len(value) > 1000 or not value.isprintable()):
-            raise ModelError(f"carries a {where} whose {key} is not a short line of text")
+        long = isinstance(value, str) and (len(value) > 1000 or not value.isprintable())
+        if long or value not in SENSIBLE.get(key, (value,)):
+            raise ModelError(f"carries a {where} whose {key} makes no sense: {_name(str(value))}")
