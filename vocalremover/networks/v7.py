@@ -11,7 +11,8 @@ attention's and both to those of its attention to the skip, so that the first en
 
 What is carried are queries and keys, concatenated over the heads: exact, and no matrix of frames x frames is held.
 Logits that count n times are one pair with n times the query. In the released configuration a head grows from 128
-features to 765 in the last decoder.
+features to 765 in the last decoder. Measured on a CPU with a crop of 2048 frames, the attentions so take 1.3 times as
+long as with stored logits, and 1.0 GB instead of 3.5 GB; what stored logits take grows with the square of the frames.
 
 Source: carperbr/frame-transformer at a678637, inference/v7/libft2gan/frame_transformer4.py (MIT).
 """

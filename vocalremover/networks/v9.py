@@ -10,8 +10,8 @@ Three strides of two leave maps of an eighth of the bins and frames, which are c
 The chunks are the tokens: every channel attends from chunk to chunk with heads of chunk_size^2 / num_heads features.
 No tensor tells n_fft; the bins must divide by 8 * chunk_size as well.
 
-The attention logits are added up over all layers, in one matrix `chunks x chunks` for every head. Even in a crop of 4096
-frames the 64 chunks have fewer logits (17 MB in float32) than one layer has queries (34 MB); attention over the
+The attention logits are added up over all layers, in one matrix `chunks x chunks` for every head. Even in a crop of
+4096 frames the 64 chunks have fewer logits (17 MB in float32) than one layer has queries (34 MB); attention over the
 concatenated heads of all layers, which spares the logits, would hold 17 layers' queries and keys and take nine times
 the products. Logits outgrow one layer's queries and keys beyond 16 384 frames.
 
