@@ -11,6 +11,7 @@ import torch
 
 from vocalremover.audio import write
 from vocalremover.checkpoint import load
+from vocalremover.cli import main
 from vocalremover.errors import InputError
 from vocalremover.models import MODELS
 from vocalremover.training import train as training
@@ -149,6 +150,13 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert warm_cosine(1.5, 150, 10) == pytest.approx(0, abs=1e-12)
 
 
+def test_the_command_tells_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tmp_path), str(tmp_path / "run"), "-d", "cpu"])
+    assert ended.value.code == InputError.exit_code
+    assert "manifest.csv" in capsys.readouterr().err
+
+
 def test_a_run_learns_saves_and_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"channels": (8, 8, 8, 8, 8), "maps": 1, "num_layers": 1, "num_heads": 2, "bottleneck": 16}
     monkeypatch.setitem(training.MODELS, "default", replace(MODELS["default"], args=small))
@@ -157,13 +165,14 @@ def test_a_run_learns_saves_and_goes_on(folder: Path, tmp_path: Path, monkeypatc
     run = training.Training(
         folder, tmp_path / "cache", tmp_path / "run", minutes=40, batch=2, frames=16, warm_steps=5, workers=0
     )
-    weights = training.train(run)
+    noted = list(training.train(run))
     log = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
+    assert noted == log
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
-    spec, network = load(weights)
+    spec, network = load(run.out / "best.safetensors")
     assert spec.target == "vocals"
     assert network(torch.rand(1, 2, 1025, 9)).shape == (1, 2, 1025, 9)
-    training.train(replace(run, minutes=60))
+    list(training.train(replace(run, minutes=60)))
     went_on = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
     assert went_on[: len(log)] == log
     assert went_on[len(log)]["step"] > log[-1]["step"]

@@ -16,7 +16,7 @@ from types import FrameType
 import click
 
 from vocalremover import __version__
-from vocalremover.cli import models, separate
+from vocalremover.cli import models, separate, train
 from vocalremover.cli.output import say
 from vocalremover.errors import VocalRemoverError
 
@@ -38,6 +38,7 @@ def commands() -> None:
 
 commands.add_command(separate.command)
 commands.add_command(models.group)
+commands.add_command(train.command)
 
 
 def main(arguments: list[str] | None = None) -> None:

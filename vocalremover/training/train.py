@@ -66,8 +66,8 @@ class Mixes(Dataset):
         return torch.from_numpy(np.stack([mixture, vocals]))
 
 
-def train(run: Training) -> Path:
-    """Train, or go on training; returns the path of the averaged weights."""
+def train(run: Training) -> Iterator[dict[str, float]]:
+    """Train, or go on training, until the minutes are over; yields what the log gets: step, minutes, loss, rate."""
     spec = MODELS[run.model]
     torch.manual_seed(run.seed)
     network = spec.build(run.device).train()
@@ -98,12 +98,12 @@ def train(run: Training) -> Path:
         losses.append(loss.item())
         step, minutes = step + 1, (time.monotonic() - began) / 60
         if step % 20 == 0:
-            note(run.out / "log.jsonl", step=step, minutes=minutes, loss=sum(losses) / len(losses), rate=rate)
+            yield note(run.out / "log.jsonl", step=step, minutes=minutes, loss=sum(losses) / len(losses), rate=rate)
             losses.clear()
         if minutes - saved > run.save_minutes:
             saved = minutes
             checkpoint(run, spec, network, averaged, optimizer, step, minutes)
-    return checkpoint(run, spec, network, averaged, optimizer, step, minutes)
+    checkpoint(run, spec, network, averaged, optimizer, step, minutes)
 
 
 def batches(run: Training, spec: ModelSpec, catalogue: Catalogue, first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -149,8 +149,8 @@ def checkpoint(
     optimizer: torch.optim.Optimizer,
     step: int,
     minutes: float,
-) -> Path:
-    """Save all that `resume` needs and the averaged weights; returns the path of the latter."""
+) -> None:
+    """Save all that `resume` needs, and the averaged weights."""
     state = {
         "network": network.state_dict(),
         "averaged": averaged.state_dict(),
@@ -161,12 +161,12 @@ def checkpoint(
     partial = run.out / "last.part"
     torch.save(state, partial)
     partial.replace(run.out / "last.pt")
-    best = run.out / "best.safetensors"
-    save(best, replace(spec, name=run.out.name), averaged, dtype=torch.float16)
-    return best
+    save(run.out / "best.safetensors", replace(spec, name=run.out.name), averaged, dtype=torch.float16)
 
 
-def note(path: Path, **values: float) -> None:
-    """Append one line of JSON."""
+def note(path: Path, **values: float) -> dict[str, float]:
+    """Append one line of JSON; returns what it says."""
+    line = {key: round(value, 6) for key, value in values.items()}
     with path.open("a") as log:
-        log.write(json.dumps({key: round(value, 6) for key, value in values.items()}) + "\n")
+        log.write(json.dumps(line) + "\n")
+    return line
