@@ -81,7 +81,10 @@ def test_lossless_files_of_others_are_read_to_their_last_bit(tmp_path: Path, kin
         ("wavpack", "wv", 44100, 0, 0, 0),
         ("libmp3lame", "mp3", 44100, 0, 0, 0),
         # A matroska file made so has no word for the last frame's padding.
-        ("aac", "matroska", 44100, 0, 0, 1023),
+        pytest.param(
+            *("aac", "matroska", 44100, 0, 0, 1023),
+            marks=pytest.mark.skipif(av.library_versions["libavformat"] < (62, 12), reason="has no word for the delay"),
+        ),
         # These have no word for the encoder's delay either.
         ("ac3", "ac3", 48000, 256, 0, 1536),
         # FFmpeg drops what it takes for the delay, and the encoder the last frame.
@@ -302,8 +305,8 @@ def test_damage_in_the_middle_costs_only_its_surroundings(tmp_path: Path, name: 
     data[middle : middle + 2000] = np.random.default_rng(0).bytes(2000)
     (tmp_path / "song").write_bytes(data)
     found, _ = drained(tmp_path / "song")
-    assert found.shape[1] == pytest.approx(4 * 48000, abs=9000)
-    torch.testing.assert_close(found[:, :90000], whole[:, :90000])
+    assert found.shape[1] == pytest.approx(4 * 48000, abs=20000)
+    torch.testing.assert_close(found[:, :60000], whole[:, :60000])
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -339,6 +342,16 @@ def test_what_is_no_song_is_refused(tmp_path: Path, content: bytes, sentence: st
     (tmp_path / "song.mp3").write_bytes(content)
     with pytest.raises(AudioError, match=sentence):
         read(tmp_path / "song.mp3")
+
+
+def test_a_locked_song_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "song.m4a", noise(2, 48000), 48000, Encoding("m4a"))
+    # The name that a bought song of old carries in place of its codec's.
+    (tmp_path / "song.m4a").write_bytes(
+        (tmp_path / "song.m4a").read_bytes().replace(b"mp4a", b"drms").replace(b"esds", b"free")
+    )
+    with pytest.raises(AudioError, match=r"song.m4a: cannot be decoded"):
+        read(tmp_path / "song.m4a")
 
 
 def test_places_without_a_song_are_told(tmp_path: Path) -> None:

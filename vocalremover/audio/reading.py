@@ -166,10 +166,10 @@ def _open(path: Path) -> SndfileSource | FFmpegSource:
         return plain
     try:
         return FFmpegSource(path)
-    except LookupError as error:
-        raise AudioError(f"{path}: {error.args[0]}, so there is nothing to separate.") from error
-    except (OSError, ValueError, av.error.FFmpegError) as error:
+    except (OSError, ValueError, LookupError, av.error.FFmpegError) as error:
         if plain:
             return plain
-        reason = str(error) if type(error) is ValueError else "it is not audio, or its beginning or index is missing"
+        # FFmpeg's own words are for programmers.
+        ours = type(error) in (ValueError, LookupError)
+        reason = error.args[0] if ours else "it is not audio, or its beginning or index is missing"
         raise AudioError(f"{path}: cannot be decoded: {reason}.") from error

@@ -217,7 +217,7 @@ class FFmpegSink:
             return
         with picture:
             target = self._container.add_stream_from_template(picture.streams.video[0])
-            target.disposition = Disposition.attached_pic
+            target.disposition = Disposition.attached_pic.value
             self._container.start_encoding()
             packet = next(packet for packet in picture.demux(video=0) if packet.size)
             packet.stream = target

@@ -7,6 +7,7 @@ the operating system and handed on as file descriptors, so a name may hold anyth
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,10 +95,11 @@ class FFmpegSource:
         self._path = path
         with open_bytes(path) as file, self._open(file) as container:
             stream = self._stream(container)
-            context = stream.codec_context
             self.kind = container.format.name
+            if stream.codec_context is None:
+                raise ValueError("its sound is locked or of an unknown codec")
             first = next(self._frames(container, stream), None)
-            known = first or context
+            known = first or stream.codec_context
             self.rate = known.sample_rate
             self.channels = known.layout.nb_channels
             self.layout = layout_name(known.layout.name, self.channels)
@@ -188,12 +190,15 @@ class FFmpegSource:
 
     def _count_mp4(self, container: InputContainer, stream: AudioStream, edited: int) -> int:
         """An mp4 tells its end thrice: in iTunes' comment, by the edit list and by its last packet."""
-        told = container.metadata.get("iTunSMPB", "").split()
-        if len(told) > 3 and 0 < (total := int(told[3], 16)) <= edited:
+        told = re.match(r" ?\w+ \w+ \w+ ([0-9A-Fa-f]+)", container.metadata.get("iTunSMPB", ""))
+        if told and 0 < (total := int(told[1], 16)) <= edited:
             return total
-        container.seek(stream.duration, stream=stream)
-        last = next((packet for packet in reversed(list(container.demux(stream))) if packet.duration), None)
-        if last is None or last.pts is None:
+        last = None
+        with suppress(av.error.FFmpegError):
+            container.seek(stream.duration, stream=stream)
+            for packet in container.demux(stream):
+                last = packet if packet.duration and packet.pts is not None else last
+        if last is None:
             return edited
         end = round((last.pts + last.duration - max(0, stream.start_time or 0)) * stream.time_base * self.rate)
         # What differs by less than a tick of the edit list's clock (often 1/600 or 1/1000 s) is the same end.
