@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import unicodedata
@@ -17,6 +16,8 @@ from torch.testing import assert_close
 
 from vocalremover.audio import read
 from vocalremover.models import MODELS
+
+resource = pytest.importorskip("resource", reason="limits and permissions are POSIX")
 
 Command = Callable[..., "object"]
 

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 some file failed (the others were done), 2 wrong usage, 3 
 imported before a command has been chosen and its options have been read, so that `--help` answers at once.
 """
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -55,9 +54,6 @@ def main(arguments: list[str] | None = None) -> None:
     except VocalRemoverError as error:
         say(f"vocalremover: {error}")
         code = error.exit_code
-    except BrokenPipeError:  # whoever read our results has left; Python must not try to flush to them at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     sys.exit(code)
 
 
