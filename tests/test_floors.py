@@ -110,6 +110,5 @@ def test_the_rule_bites() -> None:
 def test_only_the_audio_rooms_use_the_audio_libraries() -> None:
     for path in MODULES:
         if not path.is_relative_to(PACKAGE / "audio"):
-            # Training plays tracks faster and slower as an augmentation, which is no matter of sample rates or files.
-            libraries = {"soundfile", "av"} | (set() if path.parent.name == "training" else {"soxr"})
+            libraries = {"soundfile", "av", "soxr"}
             assert not libraries & imported_names(path.read_text(encoding="utf-8")), path

@@ -8,7 +8,6 @@ is lost.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from vocalremover import checkpoint
 from vocalremover.audio import resample
+from vocalremover.audio.layouts import pairs_of, sides_of
 from vocalremover.chunks import Chunking, Queue, at_most, blend, cut, group, join, resize, split, tap
 from vocalremover.errors import AudioError, DeviceError, ModelError, UsageError
 from vocalremover.models import ModelSpec
@@ -29,19 +29,6 @@ CPU_FRAMES = 1024  # wider windows are slower on a CPU (their buffers leave its 
 BATCH = {"cuda": 4}  # on a CPU a batch costs speed: measured +45 % time for 4 windows at once
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALF_CAPABILITY = (7, 0)  # the first generation of NVIDIA GPUs that is faster in half than in single precision
-
-# Which channels are left and right of each other; one on its own is heard on both sides. By their number in the usual
-# order (FL FR FC LFE BL BR SL SR, less those that are missing) or, where that does not decide it, by FFmpeg's name.
-LAYOUTS: dict[str | int, tuple[tuple[int, ...], ...]] = {
-    4: ((0, 1), (2, 3)),  # quad
-    "4.0": ((0, 1), (2,), (3,)),
-    "3.1": ((0, 1), (2,), (3,)),
-    5: ((0, 1), (2,), (3, 4)),
-    "4.1": ((0, 1), (2,), (3,), (4,)),
-    6: ((0, 1), (2,), (3,), (4, 5)),  # 5.1
-    7: ((0, 1), (2,), (3,), (4,), (5, 6)),  # 6.1
-    8: ((0, 1), (2,), (3,), (4, 5), (6, 7)),  # 7.1
-}
 
 
 class Separator:
@@ -165,7 +152,7 @@ class Separator:
             for block in blocks:
                 channels = block.shape[0]
                 samples += block.shape[-1]
-                yield block[_pairs(channels, layout)].to(self._signal_device)
+                yield block[pairs_of(channels, layout)].to(self._signal_device)
 
         stft = self.spec.stft
         covered = stft.forward_blocks(pairs(), cover=True)
@@ -174,7 +161,7 @@ class Separator:
         masked = self._masked(waiting, self.masks(frames, peak))
         for vocals in at_most(stft.inverse_blocks(masked), lambda: samples):
             flat = rearrange(vocals, "pairs sides samples -> (pairs sides) samples").cpu()
-            first, second = _sides(channels, layout)
+            first, second = sides_of(channels, layout)
             yield (flat[first] + flat[second]) / 2
 
     def _masked(self, waiting: Queue, masks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -337,21 +324,3 @@ def _checked(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
             if not part.isfinite().all():
                 raise AudioError("the song holds samples that are not finite (NaN or infinity): replace them first")
             yield part
-
-
-@lru_cache(maxsize=16)
-def _pairs(channels: int, layout: str | None) -> Tensor:
-    """`[pairs, 2]`: the channel on either side of every pair; a channel on its own is on both."""
-    named = LAYOUTS.get(layout or channels, ())
-    if sum(map(len, named)) != channels:
-        in_order = tuple(tuple(range(first, min(first + 2, channels))) for first in range(0, channels, 2))
-        named = LAYOUTS.get(channels, in_order)
-    return torch.tensor([(together[0], together[-1]) for together in named])
-
-
-@lru_cache(maxsize=16)
-def _sides(channels: int, layout: str | None) -> tuple[list[int], list[int]]:
-    """For every channel its first and its last place in the flattened pairs: the same one, unless it is on both."""
-    places = _pairs(channels, layout).flatten().tolist()
-    first = [places.index(channel) for channel in range(channels)]
-    return first, [place + places.count(channel) - 1 for channel, place in enumerate(first)]

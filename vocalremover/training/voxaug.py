@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import soxr
+import torch
 from scipy import fft, ndimage
 
+from vocalremover.audio import resample
 from vocalremover.training.data import RATE, Catalogue, Track
 
 LEVEL = 0.1  # RMS that voices and backings are brought to before their gain: -20 dBFS
@@ -186,10 +187,10 @@ def change_speed(track: Track, start: float, semitones: float, samples: int) -> 
     """float32 `[channels, samples]` of the track, sped up or slowed down like a tape."""
     if not semitones:
         return track.crop(start, samples)
-    ratio = 2 ** (semitones / 12)
-    taken = track.crop(start, int(np.ceil(samples * ratio)) + 64)
-    played = soxr.resample(taken.T, RATE * ratio, RATE, quality="LQ").T
-    return np.ascontiguousarray(played[:, :samples])
+    played_at = round(RATE * 2 ** (semitones / 12))
+    taken = track.crop(start, samples * played_at // RATE + 2)
+    blocks = resample([torch.from_numpy(taken)], played_at, RATE)
+    return torch.cat(list(blocks), dim=-1)[:, :samples].numpy()
 
 
 def loudness(audio: np.ndarray) -> float:
