@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from vocalremover.errors import ModelError
 from vocalremover.models import MODELS, RECIPES, ModelSpec
 from vocalremover.spectrogram import STFT
 
-torch.set_num_threads(2)
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small spend 20 times as long where threads wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 ARGS = {
     "in_channels": 2,
