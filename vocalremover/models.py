@@ -37,7 +37,7 @@ ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] 
     "full": full.arguments,
     "newft": newft.arguments,
     "newft_disc": newft.discriminator_arguments,
-    "newft_gan": newft.arguments,
+    "newft_gan": newft.generator_arguments,
     "primer": primer.arguments,
     "resnet": resnet.arguments,
     "thin": thin.arguments,

@@ -489,12 +489,25 @@ class FrameTransformerDiscriminator(Encoder):
 
 
 def arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The frame transformer's and the generator's keywords, read off the shapes of a state dict; KeyError if a telling
-    tensor is absent."""
-    return discriminator_arguments(shapes) | {"out_channels": shapes["out.weight"][0]}
+    """The frame transformer's keywords, read off the shapes of a state dict; KeyError or ValueError if not its own."""
+    if "vout_conv.weight" in shapes:
+        raise ValueError("this is a generator")
+    return shared_arguments(shapes) | {"out_channels": shapes["out.weight"][0]}
+
+
+def generator_arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The generator's keywords; KeyError if a telling tensor is absent."""
+    return shared_arguments(shapes) | {"out_channels": shapes["vout_conv.weight"][0]}
 
 
 def discriminator_arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The discriminator's keywords; KeyError if a telling tensor is absent."""
+    if "out.0.weight" not in shapes:
+        raise KeyError("out.0.weight")
+    return shared_arguments(shapes)
+
+
+def shared_arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The keywords that all three networks have; KeyError if a telling tensor is absent."""
     maps, _, features = shapes["enc1_transformer.norm1.weight"]
     return {
