@@ -17,7 +17,7 @@ from vocalremover import checkpoint
 from vocalremover.chunks import Chunking
 from vocalremover.errors import AudioError, DeviceError, ModelError, UsageError
 from vocalremover.models import ModelSpec
-from vocalremover.separate import CPU_FRAMES, Separator, choose_device
+from vocalremover.separate import CPU_CONTEXT, CPU_FRAMES, Separator, choose_device
 from vocalremover.spectrogram import STFT
 
 torch.set_num_threads(2)
@@ -420,6 +420,9 @@ def test_defaults() -> None:
     assert separator(constant(1.0), large).chunking == Chunking(CPU_FRAMES, 128)
     assert separator(constant(1.0), large, size=2048).chunking == Chunking(2048, 128)
     assert separator(constant(1.0), large, context=0).chunking == Chunking(CPU_FRAMES, 0)
+    hard = replace(large, chunking=Chunking(4096))
+    assert separator(constant(1.0), hard).chunking == Chunking(CPU_FRAMES, CPU_CONTEXT)
+    assert separator(constant(1.0), hard, size=4096).chunking == Chunking(4096, 0)
     assert (
         separator(constant(1.0), replace(large, chunking=Chunking(4096, multiple=4096))).chunking.multiple == CPU_FRAMES
     )
@@ -474,3 +477,8 @@ def test_gpu_gives_what_the_cpu_gives() -> None:
     assert_close(
         separator(Network(local), device="cuda", precision="fp32").separate(song, RATE), expected, rtol=0, atol=1e-5
     )
+
+
+def test_a_network_that_only_judges_is_refused() -> None:
+    with pytest.raises(ModelError, match="makes none"):
+        Separator(ModelSpec("newft_disc", "newft_disc", {}), torch.nn.Identity())

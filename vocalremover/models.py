@@ -53,6 +53,9 @@ ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] 
 RENAMED: dict[str, Callable[[str], str]] = {"thin": thin.renamed}
 """Networks some of whose tensors have had other names: from any of them to the one used here."""
 
+JUDGES = frozenset({"newft_disc"})
+"""Networks of training that judge a separation instead of making one."""
+
 UNSTATED = "not stated for the weights (the code is MIT)"
 
 
@@ -344,6 +347,7 @@ RECIPES = (
             "num_heads": 8,
             "num_attention_maps": 1,
         },
+        chunking=Chunking(size=4096),
         filename="model.v10.pth",
         url="https://mega.nz/file/GwpXBBgb#eJLKvJaO589F-w5aOz6rzNMuanb2XKyNpPPGAXZoNj4",
         note="carperbr's last and largest frame transformer (2024), a U-Net over time.",

@@ -19,13 +19,14 @@ from vocalremover.audio import resample
 from vocalremover.audio.layouts import pairs_of, sides_of
 from vocalremover.chunks import Chunking, Queue, at_most, blend, cut, group, join, resize, split, tap
 from vocalremover.errors import AudioError, DeviceError, ModelError, UsageError
-from vocalremover.models import ModelSpec
+from vocalremover.models import JUDGES, ModelSpec
 
 Stems = dict[str, Tensor]
 Progress = Callable[[Iterable[Stems]], Iterable[Stems]]
 
 BLOCK = 1 << 16  # samples; larger blocks of a caller are cut, so that memory does not depend on him
 CPU_FRAMES = 1024  # wider windows are slower on a CPU (their buffers leave its caches) and need more memory
+CPU_CONTEXT = 64  # what a crop that was made smaller for a CPU sees of its neighbours, so that no seam is heard
 BATCH = {"cuda": 4}  # on a CPU a batch costs speed: measured +45 % time for 4 windows at once
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALF_CAPABILITY = (7, 0)  # the first generation of NVIDIA GPUs that is faster in half than in single precision
@@ -48,6 +49,8 @@ class Separator:
 
         Raises UsageError for settings that contradict each other or the model.
         """
+        if spec.network in JUDGES:
+            raise ModelError(f"{spec.name} judges separations and makes none: choose the generator it was trained with")
         self.spec = spec
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
@@ -298,6 +301,8 @@ def _choose_chunking(spec: ModelSpec, device: torch.device, size: int | None, co
         if device.type == "cpu" and not spec.recurrent:
             step = 1 if recipe.equal else recipe.multiple
             size = min(recipe.size, max(CPU_FRAMES // step, 1) * step)
+            if context is None and size < recipe.size:
+                context = max(recipe.context, CPU_CONTEXT)
     if spec.recurrent and context:
         raise UsageError(f"{spec.name} passes its output from crop to crop, so its padding must be 0, not {context}")
     if spec.most_frames is not None:
