@@ -157,7 +157,7 @@ def render_voice(voice: Voice, samples: int) -> np.ndarray:
     first, last = (int(edge * samples) for edge in voice.silence)
     voiced[first:last] = 0
     spectrum = fft.rfft(voiced.astype(np.float32))
-    response = equaliser(voice.equaliser_db, samples).astype(np.complex64)
+    response = (equaliser(voice.equaliser_db, samples) * rumble_filter(samples)).astype(np.complex64)
     if voice.echo_db > -np.inf:
         response *= 1 + decibels(voice.echo_db) * delay(voice.echo_seconds, samples)
     sides = np.stack([response, response])
@@ -210,6 +210,12 @@ def equaliser(gains_db: tuple[float, ...], samples: int) -> np.ndarray:
     octaves = np.log2(fft.rfftfreq(samples, 1 / RATE).astype(np.float32) + 1)
     knots = np.linspace(np.log2(40), np.log2(20000), BANDS)
     return (10 ** (np.interp(octaves, knots, gains_db) / 20)).astype(np.float32)
+
+
+def rumble_filter(samples: int) -> np.ndarray:
+    """float32 `[samples // 2 + 1]`: what every vocal track passes, since below the voice there is only the room."""
+    hertz = fft.rfftfreq(samples, 1 / RATE).astype(np.float32)
+    return 1 / np.sqrt(1 + (70 / np.maximum(hertz, 1)) ** 8)
 
 
 def delay(seconds: float, samples: int) -> np.ndarray:
