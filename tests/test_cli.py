@@ -16,7 +16,6 @@ from vocalremover import __version__, audio, batch, checkpoint
 from vocalremover.audio import read
 from vocalremover.cli import output
 from vocalremover.cli import separate as command_line
-from vocalremover.models import MODELS
 from vocalremover.separate import Separator
 
 Command = Callable[..., "object"]
@@ -223,22 +222,6 @@ def test_no_input_at_all_is_wrong_usage(command: Command) -> None:
 def test_the_words_of_the_command_are_those_of_the_library() -> None:
     assert set(command_line.FORMATS) == set(audio.FORMATS)
     assert command_line.STEMS == batch.STEMS == Separator.stems
-
-
-def test_models_list_names_every_model_and_where_it_is(
-    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("VOCALREMOVER_HOME", str(tmp_path))
-    outcome = command("models", "list")
-    assert outcome.code == 0
-    table = {line.split()[0]: line.split()[1:] for line in lines(outcome.out)}
-    assert list(table) == list(MODELS)
-    assert table["v10"] == ["absent", MODELS["v10"].url]
-    (tmp_path / "models").mkdir()
-    weights = tmp_path / "models" / "model.v10.pth"
-    weights.write_bytes(b"weights")
-    again = {line.split()[0]: line.split()[1:] for line in lines(command("models", "list").out)}
-    assert again["v10"] == ["here", str(weights)]
 
 
 # What the terminal shows

@@ -19,7 +19,7 @@ from typing import Any
 
 import platformdirs
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -55,6 +55,13 @@ def models_folder() -> Path:
     return Path(home).expanduser() / "models"
 
 
+def folders() -> tuple[Path, ...]:
+    """Where the weights of a named model are looked for, in this order; the last folder is the user's own."""
+    package = Path(str(files("vocalremover")))
+    # The wheel carries the default weights inside the package; in the source tree their folder lies beside it.
+    return package / "checkpoints", package.parent / "checkpoints", models_folder()
+
+
 def find(name_or_path: str | os.PathLike[str]) -> Path:
     """The file of a model in MODELS, or the path itself; ModelError says what is missing and where to get it."""
     recipe = MODELS.get(str(name_or_path))
@@ -64,16 +71,15 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
             return path
         kind = "a folder, not a checkpoint" if path.is_dir() else f"neither a file nor one of {', '.join(MODELS)}"
         raise ModelError(f"{path} is {kind}")
-    package = Path(str(files("vocalremover")))
-    # The wheel carries the default weights inside the package; in the source tree their folder lies beside it.
-    folders = (package / "checkpoints", package.parent / "checkpoints", models_folder())
     names = dict.fromkeys((recipe.filename or f"{recipe.name}.safetensors", f"{recipe.name}.safetensors"))
-    for folder in folders:
+    for folder in folders():
         for name in names:
             if (folder / name).is_file():
                 return folder / name
     source = f"download it from {recipe.url}" if recipe.url else "its author published no link"
-    raise ModelError(f"the weights of {recipe.name} are missing: put {next(iter(names))} into {folders[-1]} ({source})")
+    raise ModelError(
+        f"the weights of {recipe.name} are missing: put {next(iter(names))} into {models_folder()} ({source})"
+    )
 
 
 def load(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[ModelSpec, nn.Module]:
@@ -83,6 +89,52 @@ def load(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu
     A self-describing file brings its own recipe. For the name of a model the file must hold that model's network.
     Raises ModelError.
     """
+    spec, network = _assemble(name_or_path)
+    return spec, network.float().to(device)
+
+
+def verify(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of a model, once it is certain that it loads, holds finite numbers only and is the author's.
+
+    The last only where the recipe knows the sha256 and the file has the author's name. Raises ModelError.
+    """
+    path = find(name_or_path)
+    _, network = _assemble(name_or_path)
+    for key, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{path}: {key} has numbers that are not finite")
+    recipe = MODELS.get(str(name_or_path))
+    if recipe is not None and recipe.sha256 and path.name == recipe.filename and sha256(path) != recipe.sha256:
+        raise ModelError(f"{path} is not the file of {recipe.name} that its author made: its sha256 is another")
+    return path
+
+
+def convert(
+    name_or_path: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> ModelSpec:
+    """Write a model as a safetensors file that describes itself, and return the description.
+
+    Its `sha256` is that of the file it was made from. Numbers stay as they are stored, unless `dtype` says otherwise.
+    Raises ModelError, or UsageError if the target is no new .safetensors file.
+    """
+    origin, target = find(name_or_path), Path(target)
+    if target.suffix != ".safetensors":
+        raise UsageError(f"{target} is no name for the result: it has to end with .safetensors")
+    if target.exists() and target.samefile(origin):
+        raise UsageError(f"{target} is the file to convert; give the result another name")
+    if os.path.lexists(target) and not overwrite:
+        raise UsageError(f"{target} exists already; --overwrite replaces it")
+    spec, network = _assemble(name_or_path)
+    spec = replace(spec, sha256=sha256(origin))
+    save(target, spec, network, dtype)
+    return spec
+
+
+def _assemble(name_or_path: str | os.PathLike[str]) -> tuple[ModelSpec, nn.Module]:
+    """The recipe and the network of a checkpoint, in eval mode, its tensors as they are stored."""
     path = find(name_or_path)
     candidates, description = _read(path)
     try:
@@ -101,14 +153,14 @@ def load(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu
         if held != wanted.dtype and not (held in DTYPES and wanted.dtype.is_floating_point):
             raise ModelError(f"{path}: {key} holds {held}, which cannot be read as {wanted.dtype}")
     network.load_state_dict(state, strict=True, assign=True)
-    return spec, network.float().to(device)
+    return spec, network
 
 
 def recognise(shapes: Shapes) -> ModelSpec:
     """The recipe of the network whose state dict has exactly these names and shapes.
 
     Its arguments are those the shapes tell; the rest (STFT, chunking, target) is that of the network in MODELS.
-    Raises ModelError that names the nearest architecture and the first differences.
+    Raises ModelError that names the nearest architecture and the first differences, or those that fit alike.
     """
     spec = _match(shapes)
     if spec is None:
@@ -122,10 +174,10 @@ def save(
     network_or_state: nn.Module | Mapping[str, Tensor],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a safetensors file that carries its recipe; it appears whole or not at all.
+    """Write a safetensors file that carries its recipe; it appears whole or not at all, and its folder with it.
 
     With `dtype` the parameters are converted to it; buffers (position tables, running statistics) stay as they are.
-    ModelError if the tensors are not those of the recipe or do not fit the dtype.
+    ModelError if the tensors are not those of the recipe or do not fit the dtype, or if the file cannot be written.
     """
     path = Path(path)
     state = network_or_state.state_dict() if isinstance(network_or_state, nn.Module) else dict(network_or_state)
@@ -142,12 +194,16 @@ def save(
                 raise ModelError(f"{path}: {key} has values that do not fit {dtype}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, temporary, metadata={"format": "pt", "vocalremover": json.dumps(asdict(spec))})
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt", "vocalremover": json.dumps(asdict(spec))})
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -242,21 +298,42 @@ def _candidates(tree: object, depth: int = 0) -> Iterator[dict[str, Tensor]]:
 
 
 def _identify(candidates: list[dict[str, Tensor]], description: str | None) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """The first candidate that is a known network; ModelError about the largest one if none is."""
+    """The first candidate that is a known network; ModelError about the largest one if none is.
+
+    Where a description names the network, that one is tried first, and recognition is spared.
+    """
     every = [_shapes(state) for state in candidates]
+    named = _named_network(description) if description else None
     for shapes, state in zip(every, candidates, strict=True):
-        spec = _match(shapes)
+        args = _fit(named, shapes) if named else None
+        spec = _match(shapes) if args is None else _recipe(named, args)
         if spec is not None:
             return (_described(spec, description, shapes) if description else spec), state
     raise ModelError(_near_miss(max(every, key=len)))
 
 
 def _match(shapes: Shapes) -> ModelSpec | None:
-    for network in NETWORKS:
-        args = _derive(network, shapes)
-        if args is not None and _expected(network, args) == dict(shapes):
-            return _recipe(network, args)
-    return None
+    """The recipe of the one network that fits; ModelError if several do."""
+    fitting = [(network, args) for network in NETWORKS if (args := _fit(network, shapes)) is not None]
+    if len(fitting) > 1:
+        names = " and ".join(network for network, _ in fitting)
+        raise ModelError(f"fits {names} alike; only a file that describes itself can be told from its like")
+    return _recipe(*fitting[0]) if fitting else None
+
+
+def _fit(network: str, shapes: Shapes) -> dict[str, Any] | None:
+    """The arguments with which a network has exactly these names and shapes, if there are any."""
+    args = _derive(network, shapes)
+    return args if args is not None and _expected(network, args) == dict(shapes) else None
+
+
+def _named_network(description: str) -> str | None:
+    """The key in NETWORKS that a description names, if it does."""
+    try:
+        network = json.loads(description).get("network")
+        return network if network in NETWORKS else None
+    except (TypeError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -285,11 +362,18 @@ def _published() -> list[tuple[str, dict[str, tuple[int, ...]]]]:
 
 
 def _recipe(network: str, args: dict[str, Any]) -> ModelSpec:
-    """The recipe for these arguments; with other arguments the network's recipe, under the network's own name."""
+    """The recipe for these arguments; with other arguments the network's recipe, under the network's own name.
+
+    Where several models are one network, it is the first of them, without what tells them apart.
+    """
     recipes = [recipe for recipe in RECIPES if recipe.network == network]
-    for recipe in recipes:
-        if all(args.get(key) == value for key, value in recipe.args.items()):
-            return replace(recipe, args=args)
+    fitting = [recipe for recipe in recipes if all(args.get(key) == value for key, value in recipe.args.items())]
+    if len(fitting) == 1:
+        return replace(fitting[0], args=args)
+    if fitting:
+        note = f"One network with {len(fitting)} sets of weights, {', '.join(recipe.name for recipe in fitting)}: "
+        note += "which of them a file holds, its tensors do not tell."
+        return replace(fitting[0], args=args, filename=None, url=None, sha256=None, note=note)
     base = recipes[0] if recipes else ModelSpec(network, network, args)
     n_fft = args.get("n_fft", base.stft.n_fft)
     stft = base.stft if n_fft == base.stft.n_fft else replace(base.stft, n_fft=n_fft, hop=n_fft // 2)

@@ -67,6 +67,7 @@ class ModelSpec:
     network's mask keeps. stft, chunking (in frames for a spectrogram network) and rate (Hz): how a song is cut for it.
     peak: True where magnitudes are divided by the largest of the whole song. recurrent: True where a crop depends on
     the output of the crops before. filename and url: what the author's file is called and where he published it.
+    sha256: that of this file, where it is known; in a converted file, that of the one it was made from.
     """
 
     name: str

@@ -1,24 +1,161 @@
-"""`vocalremover models list`: which networks are known, whether their weights are here, and where to get them."""
+"""`vocalremover models`: which networks are known, whether their weights are here and whole, where to get them."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from vocalremover.cli.output import printable
+
+if TYPE_CHECKING:
+    from vocalremover.models import ModelSpec
+
+WIDTH = 80
 
 
 @click.group("models")
 def group() -> None:
-    """Lists the known models."""
+    """Tells about the known models and checks their weights."""
 
 
 @group.command("list")
-def list_models() -> None:
-    """One line a model: its name, and the file of its weights or where its author published them."""
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per model.")
+def list_models(as_json: bool) -> None:
+    """What each model is, and the file of its weights or where its author published them."""
+    from vocalremover.models import MODELS
+
+    records = [_record(spec, _find(name)[0]) for name, spec in MODELS.items()]
+    if as_json:
+        for record in records:
+            click.echo(json.dumps(record))
+        return
+    rows = [("NAME", "FAMILY", "PARAMETERS", "WEIGHTS", "LICENCE")]
+    places = [""]
+    for record in records:
+        parameters = f"{record['parameters'] / 1e6:.1f} M".rjust(len(rows[0][2]))
+        licence = record["license"].partition(" (")[0]
+        rows.append((record["name"], record["family"], parameters, "here" if record["file"] else "absent", licence))
+        places.append(record["file"] or record["url"] or "no link to its weights is known")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, place in zip(rows, places, strict=True):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if place:  # on a line of its own, or a link would be torn at 80 columns
+            click.echo(f"    {printable(place)}")
+
+
+@group.command("info")
+@click.argument("model", metavar="NAME|PATH")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def show_info(model: str, as_json: bool) -> None:
+    """All that is known of one model, or what a file of weights was recognised as."""
+    from vocalremover import checkpoint
+    from vocalremover.models import MODELS
+
+    path, missing = _find(model)
+    spec = MODELS[model] if model in MODELS else checkpoint.load(model)[0]
+    record = _record(spec, path) | {
+        "arguments": dict(spec.args),
+        "stft": asdict(spec.stft),
+        "rate": spec.rate,
+        "chunking": asdict(spec.chunking),
+        "recurrent": spec.recurrent,
+        "most_frames": spec.most_frames,
+        "sha256": checkpoint.sha256(path) if path else None,
+        "origin_sha256": spec.sha256,
+        "note": spec.note,
+    }
+    if as_json:
+        click.echo(json.dumps(record))
+        return
+    rows = {
+        "name" if model in MODELS else "recognised as": spec.name,
+        "architecture": spec.network,
+        "arguments": ", ".join(f"{key}={value}" for key, value in spec.args.items()),
+        "parameters": f"{record['parameters']:,}",
+        "STFT": ", ".join(f"{key} {value}" for key, value in record["stft"].items()) + f", {spec.rate} Hz",
+        "target": f"{spec.target} (what its mask keeps)",
+        "licence": spec.license,
+        "recommended": " ".join(record["recommended"]),
+        "file": str(path or missing),
+        "sha256": record["sha256"] or "",
+        "origin's sha256": spec.sha256 or "",
+        "link": spec.url or "none known",
+        "note": spec.note,
+    }
+    indent = max(map(len, rows)) + 2
+    for name, value in rows.items():
+        # Sentences go on below; a path or a link, which people copy, stays as it is.
+        lines = textwrap.wrap(printable(value), WIDTH - indent, break_long_words=False, break_on_hyphens=False)
+        if value == str(path):
+            lines = [printable(value)]
+        if lines:
+            click.echo(name.ljust(indent) + f"\n{' ' * indent}".join(lines))
+
+
+@group.command("verify")
+@click.argument("models", nargs=-1, metavar="[NAME|PATH]...")
+@click.pass_context
+def verify_models(context: click.Context, models: tuple[str, ...]) -> None:
+    """Loads weights strictly, looks for numbers that are not finite, compares the sha256 where it is known.
+
+    Without a NAME or PATH all known models are checked, and absent weights are no failure.
+    """
     from vocalremover import checkpoint
     from vocalremover.errors import ModelError
     from vocalremover.models import MODELS
 
-    width = max(map(len, MODELS))
-    for name, spec in MODELS.items():
+    failed = False
+    for model in models or MODELS:
+        path, missing = _find(model)
+        if path is None:
+            failed = failed or bool(models)
+            click.echo(f"absent  {printable(model)}  {printable(missing)}")
+            continue
         try:
-            state, where = "here", str(checkpoint.find(name))
-        except ModelError:
-            state, where = "absent", spec.url or "no link to its weights is known"
-        click.echo(f"{name:<{width}}  {state:<6}  {where}")
+            click.echo(f"ok      {printable(model)}  {printable(str(checkpoint.verify(model)))}")
+        except ModelError as error:
+            failed = True
+            click.echo(f"FAIL    {printable(model)}  {printable(str(error))}")
+    if failed:
+        context.exit(ModelError.exit_code)
+
+
+@group.command("path")
+@click.argument("model", required=False, metavar="[NAME]")
+def show_path(model: str | None) -> None:
+    """The file of a model's weights; without NAME the folders where weights are looked for, yours last."""
+    from vocalremover import checkpoint
+
+    for place in (checkpoint.find(model),) if model else checkpoint.folders():
+        click.echo(os.fsencode(place) if os.name == "posix" else str(place))
+
+
+def _find(model: str) -> tuple[Path | None, str]:
+    """The file of a model, or else what is missing and where to get it."""
+    from vocalremover import checkpoint
+    from vocalremover.errors import ModelError
+
+    try:
+        return checkpoint.find(model), ""
+    except ModelError as error:
+        return None, str(error)
+
+
+def _record(spec: ModelSpec, path: Path | None) -> dict[str, object]:
+    """What `list` tells of a model. Its parameters are counted where they take no memory."""
+    return {
+        "name": spec.name,
+        "family": spec.network,
+        "parameters": sum(parameter.numel() for parameter in spec.build("meta").parameters()),
+        "target": spec.target,
+        "license": spec.license,
+        "recommended": ["--cropsize", str(spec.chunking.size), "--padding", str(spec.chunking.context)],
+        "file": str(path) if path else None,
+        "url": spec.url,
+    }

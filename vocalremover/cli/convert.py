@@ -1,0 +1,32 @@
+"""`vocalremover convert IN OUT.safetensors`: a checkpoint in, one that explains itself out."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("convert")
+@click.argument("model", metavar="IN")
+@click.argument("out", metavar="OUT.safetensors", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype", type=click.Choice(("float32", "float16", "keep")), default="keep", show_default=True,
+    help="How the weights are stored; float16 halves the file and rounds them.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+def command(model: str, out: Path, dtype: str, overwrite: bool) -> None:
+    """Writes the weights IN, a known model or a file, as a file that says what it is.
+
+    OUT carries the architecture, its arguments, the STFT, the recommended settings, the licence and the sha256 of IN.
+    It loads without recognition and gives the same stems.
+    """
+    import torch
+
+    from vocalremover import checkpoint
+    from vocalremover.cli.output import say
+
+    chosen = None if dtype == "keep" else getattr(torch, dtype)
+    spec = checkpoint.convert(model, out, chosen, overwrite)
+    arguments = ", ".join(f"{key}={value}" for key, value in spec.args.items())
+    say(f"{model}: {spec.name}, the network {spec.network} with {arguments}")
+    say(f"sha256 of {model}: {spec.sha256}")
+    click.echo(out)
