@@ -198,7 +198,10 @@ def forbid(*arguments: object) -> None:
 def test_converted_files_give_the_same_logits_without_recognition(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
-    """To the bit: they hold the same numbers, in the same network."""
+    """They hold the same numbers to the bit, in the same network, which gives the same but for rounding.
+
+    Rounding may differ because a product is added up in an order that depends on where in memory its factors begin.
+    """
     fixture = json.loads(path.read_text())
     family = parity.find_family(fixture | {"name": path.stem})
     network = parity.build(family, fixture["ctor"], fixture["seed"], fixture["gain"])
@@ -215,11 +218,14 @@ def test_converted_files_give_the_same_logits_without_recognition(
     told, ours = checkpoint.load(target)
     assert told == replace(spec, sha256=checkpoint.sha256(source))
     with np.load(path.with_suffix(".npz")) as stored:
-        magnitude = parity.network_input(fixture, dict(stored))[:1, ..., :16]
+        magnitude = parity.network_input(fixture, dict(stored))[:1, ..., :8]
+    expected = theirs.state_dict()
+    assert expected.keys() == ours.state_dict().keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in ours.state_dict().items())
     with torch.inference_mode():
-        expected, given = theirs.logits(magnitude), ours.logits(magnitude)
-    for one, other in zip(*((x,) if isinstance(x, Tensor) else x for x in (expected, given)), strict=True):
-        assert torch.equal(one, other)
+        results = [theirs.logits(magnitude), ours.logits(magnitude)]
+    for one, other in zip(*((x,) if isinstance(x, Tensor) else x for x in results), strict=True):
+        assert torch.allclose(other, one, rtol=0, atol=1e-5 * one.abs().max().item())
 
 
 def test_the_description_is_whole(command: Command, home: Path, tmp_path: Path, state: dict[str, Tensor]) -> None:

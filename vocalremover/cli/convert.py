@@ -17,7 +17,7 @@ def command(model: str, out: Path, dtype: str, overwrite: bool) -> None:
     """Writes the weights IN, a known model or a file, as a file that says what it is.
 
     OUT carries the architecture, its arguments, the STFT, the recommended settings, the licence and the sha256 of IN.
-    It loads without recognition and gives the same stems.
+    It holds the same numbers and loads without recognition.
     """
     import torch
 
