@@ -1,6 +1,6 @@
 """The blocks are what their definitions say, and V10 is what it is for any number of frames."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vocalremover.networks import layers, v10
 
@@ -54,6 +56,26 @@ def test_fused_attention_is_the_plain_one(frames: int, features: list[int], maps
         fused, pairs = layers.residual_attention(query, key, value, 4, rotary, pairs)
         plain, logits = plain_attention(query, key, value, 4, rotary, logits)
         assert_close(fused, plain, rtol=1e-12, atol=1e-12)  # float64: both are right to some roundings
+
+
+@pytest.mark.parametrize("chained", [0, 1, 3])
+def test_no_matrix_of_frames_is_made(chained: int) -> None:
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(tuple(one.shape) for one in tree_leaves(result) if isinstance(one, Tensor))
+            return result
+
+    sizes: list[tuple[int, ...]] = []
+    frames = 50
+    maps = torch.randn(1, 2, 32, frames)
+    with torch.no_grad(), Watch():
+        pairs = []
+        for _ in range(chained + 1):
+            _, pairs = layers.residual_attention(maps, maps, maps, 4, layers.Rotary(8), pairs)
+    assert sizes and not [size for size in sizes if size[-2:] == (frames, frames)]
 
 
 def test_v10_with_fused_attention_is_v10_with_plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:

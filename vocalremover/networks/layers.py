@@ -220,9 +220,11 @@ def attend(pairs: Sequence[Pair], value: Tensor) -> Tensor:
     """softmax(sum of q k^T over the pairs) value; value and result are `[batch, heads, frames, head features]`."""
     query = torch.cat([q for q, _ in pairs], dim=-1)
     key = torch.cat([k for _, k in pairs], dim=-1)
-    # torch's fused kernels want equally wide query, key and value; the added zero columns are cut off again.
+    # torch's fused kernels want equally wide query, key and value; the added zero columns are cut off again. They also
+    # want rows without gaps, or torch falls back to a matrix of frames x frames.
     missing = query.shape[-1] - value.shape[-1]
-    attended = F.scaled_dot_product_attention(query, key, F.pad(value, (0, missing)), scale=1.0)
+    wide = F.pad(value, (0, missing)).contiguous()
+    attended = F.scaled_dot_product_attention(query, key, wide, scale=1.0)
     return attended[..., : value.shape[-1]]
 
 
