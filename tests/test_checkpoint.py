@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vocalremover import checkpoint
+from vocalremover import checkpoint, recognition
 from vocalremover.chunks import Chunking
 from vocalremover.errors import ModelError
 from vocalremover.models import MODELS, RECIPES, ModelSpec
@@ -168,7 +168,7 @@ def test_a_header_may_begin_like_another_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_every_recipe_is_recognised_by_its_shapes(recipe: ModelSpec) -> None:
     shapes = {key: tuple(tensor.shape) for key, tensor in recipe.build("meta").state_dict().items()}
-    told = checkpoint.recognise(shapes)
+    told = recognition.recognise(shapes)
     assert told.network == recipe.network
     assert recipe.args.items() <= told.args.items()
 

@@ -14,7 +14,7 @@ from conftest import Outcome
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vocalremover import checkpoint
+from vocalremover import checkpoint, recognition
 from vocalremover.errors import ModelError
 from vocalremover.models import ARGUMENTS, MODELS, NETWORKS
 from vocalremover.spectrogram import STFT
@@ -128,7 +128,7 @@ def test_info_on_a_renamed_file_says_what_it_was_recognised_as(command: Command,
 def test_a_file_does_not_tell_which_of_two_models_it_is() -> None:
     """The thin frame transformer and V1 are one network: no link, and no checksum, of one of them may be claimed."""
     shapes = {key: tuple(tensor.shape) for key, tensor in MODELS["v1"].build("meta").state_dict().items()}
-    spec = checkpoint.recognise(shapes)
+    spec = recognition.recognise(shapes)
     assert (spec.network, spec.url, spec.filename, spec.sha256) == ("thin", None, None, None)
     assert "thin, v1" in spec.note and "do not tell" in spec.note
 
@@ -211,8 +211,7 @@ def test_converted_files_give_the_same_logits_without_recognition(
     assert (outcome.code, outcome.out) == (0, f"{target}\n")
     spec, theirs = checkpoint.load(source)
     assert spec.network in outcome.err
-    monkeypatch.setattr(checkpoint, "_match", forbid)
-    monkeypatch.setattr(checkpoint, "recognise", forbid)
+    monkeypatch.setattr(recognition, "_match", forbid)
     with pytest.raises(ModelError, match="had to be recognised"):
         checkpoint.load(source)
     told, ours = checkpoint.load(target)

@@ -13,14 +13,15 @@ PACKAGE = ROOT / "vocalremover"
 
 # A package's floor holds for every module in it that has none of its own.
 FLOORS = {
-    "vocalremover": 9,
-    "vocalremover.__main__": 9,
-    "vocalremover.cli": 8,
-    "vocalremover.batch": 7,
-    "vocalremover.ensemble": 6,
-    "vocalremover.training": 6,
-    "vocalremover.separate": 5,
-    "vocalremover.checkpoint": 4,
+    "vocalremover": 10,
+    "vocalremover.__main__": 10,
+    "vocalremover.cli": 9,
+    "vocalremover.batch": 8,
+    "vocalremover.ensemble": 7,
+    "vocalremover.training": 7,
+    "vocalremover.separate": 6,
+    "vocalremover.checkpoint": 5,
+    "vocalremover.recognition": 4,
     "vocalremover.models": 3,
     "vocalremover.networks": 2,
     "vocalremover.evaluate": 2,
@@ -28,6 +29,7 @@ FLOORS = {
     "vocalremover.chunks": 1,
     "vocalremover.spectrogram": 1,
     "vocalremover.audio": 1,
+    "vocalremover.weights": 1,
     "vocalremover.errors": 0,
 }
 # Networks are documents: they share layers.py and nothing else, not even with each other.

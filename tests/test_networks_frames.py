@@ -10,7 +10,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from vocalremover import checkpoint
+from vocalremover import checkpoint, recognition
 from vocalremover.chunks import Chunking
 from vocalremover.errors import UsageError
 from vocalremover.models import MODELS, NETWORKS, ModelSpec
@@ -203,7 +203,7 @@ def test_a_renamed_file_is_recognised(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["v7", "v8", "v9", "primer", "primer_pre", "resnet"])
 def test_released_configurations_have_their_own_recipe(name: str) -> None:
     shapes = {key: tuple(tensor.shape) for key, tensor in MODELS[name].build("meta").state_dict().items()}
-    found = checkpoint.recognise(shapes)
+    found = recognition.recognise(shapes)
     assert (found.name, found.chunking) == (name, MODELS[name].chunking)
 
 
@@ -212,7 +212,7 @@ def test_v8_with_other_hidden_sizes_is_recognised() -> None:
     args = TINY["v8"] | {"expansions": [-1, 1.7, 2.3, 3, 3.1, 1.3, 2.6]}
     network = v8.FrameTransformer(**args)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    assert checkpoint.recognise(shapes).network == "v8"
+    assert recognition.recognise(shapes).network == "v8"
 
 
 def test_v8_rounds_only_if_asked_to() -> None:

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from vocalremover import checkpoint
+from vocalremover import checkpoint, recognition
 from vocalremover.models import MODELS, NETWORKS, ModelSpec
 from vocalremover.networks import layers, newft, thin
 
@@ -203,7 +203,7 @@ def test_file_of_any_name_is_recognised(path: Path, tmp_path: Path) -> None:
 def test_arguments_are_read_off_the_shapes(name: str) -> None:
     network, args = SMALL[name]
     state = ModelSpec("", network, args).build().state_dict()
-    spec = checkpoint.recognise({key: tuple(tensor.shape) for key, tensor in state.items()})
+    spec = recognition.recognise({key: tuple(tensor.shape) for key, tensor in state.items()})
     assert spec.network == network
     assert {key: spec.args[key] for key in args} == args
 
@@ -212,7 +212,7 @@ def test_arguments_are_read_off_the_shapes(name: str) -> None:
 def test_released_size_is_its_recipe(name: str) -> None:
     recipe = MODELS[name]
     state = recipe.build().state_dict()
-    assert checkpoint.recognise({key: tuple(tensor.shape) for key, tensor in state.items()}) == recipe
+    assert recognition.recognise({key: tuple(tensor.shape) for key, tensor in state.items()}) == recipe
     assert MODELS["v1"].args == MODELS["thin"].args  # one architecture: a file alone cannot tell them apart
 
 

@@ -1,0 +1,101 @@
+"""Files of weights from anywhere in, dictionaries of tensors out.
+
+Nothing in a file is believed: no code of it runs (`weights_only=True`, always), and no tensor or archive may claim to
+be larger than the file. PyTorch files (zip or older) and safetensors are told apart by their content, not by their
+name.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from vocalremover.errors import ModelError
+
+# Averaged weights come first: where a training run kept both, they are the better ones.
+WRAPPERS = ("ema", "ema_state_dict", "model_ema", "state", "state_dict", "model_state_dict", "model", "generator")
+PREFIXES = ("ema_model.", "module.", "model.", "network.")
+
+
+def read(path: Path) -> tuple[list[dict[str, Tensor]], str | None]:
+    """The sets of tensors a file holds, the most promising first, and the description inside if it has one."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(9)
+            size = os.fstat(stream.fileno()).st_size
+        description = None
+        # The brace first: before it, the length of a safetensors header may look like anything.
+        if head[8:] == b"{":
+            with safe_open(path, framework="pt", device="cpu") as opened:
+                tree = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+                description = (opened.metadata() or {}).get("vocalremover")
+        elif head[:4] == b"PK\x03\x04" and path.suffix != ".safetensors":
+            _check_archive(path, size)
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+            # The pickles of PyTorch before 1.6 cannot be mapped; and torch itself believes in the suffix .safetensors.
+            with open(path, "rb") as stream:
+                tree = torch.load(stream, map_location="cpu", weights_only=True)
+        else:
+            raise ModelError(f"{path} is not a checkpoint, or only the beginning of one")
+    except ModelError:
+        raise
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # parsers meet damaged bytes with any kind of exception
+        if "unsupported" in str(error).lower():
+            raise ModelError(f"{path} holds more than tensors and could run foreign code: refused") from error
+        raise ModelError(f"{path} is damaged, incomplete or no checkpoint of tensors; copy it again") from error
+    candidates = list(_candidates(tree))
+    if not candidates:
+        raise ModelError(f"{path} holds no tensors")
+    for candidate in candidates:
+        _check_tensors(path, candidate, size)
+    return candidates, description
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Refuses archives that would unpack to more than the file; PyTorch itself never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
+        raise ModelError(f"{path} is a compressed archive, not a checkpoint")
+
+
+def _check_tensors(path: Path, state: Mapping[str, Tensor], size: int) -> None:
+    """Refuses tensors that claim more numbers than are stored, which a few bytes can do with a stride of zero."""
+    total = 0
+    for key, tensor in state.items():
+        plain = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ModelError(f"{path}: {printable(key)} is not an ordinary tensor")
+        total += tensor.nbytes
+    if total > 2 * size:
+        raise ModelError(f"{path}: the tensors claim to be larger than the file")
+
+
+def _candidates(tree: object, depth: int = 0) -> Iterator[dict[str, Tensor]]:
+    """Every dictionary of tensors in a checkpoint, wrapped ones first, without prefixes of training wrappers."""
+    if not isinstance(tree, Mapping) or depth > len(PREFIXES):
+        return
+    for wrapper in WRAPPERS:
+        yield from _candidates(tree.get(wrapper), depth + 1)
+    state = {key: value.detach() for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state:
+        return
+    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    for prefix in PREFIXES * 2:
+        stripped = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        # An exponential average keeps the trained weights and counters beside its own; other wrappers rename all.
+        if len(stripped) == len(state) or (stripped and prefix == "ema_model."):
+            state = stripped
+    yield state
+
+
+def printable(key: str) -> str:
+    """A tensor's name from a foreign file, fit to be shown."""
+    return key if key.isprintable() and len(key) < 80 else repr(key[:80])
