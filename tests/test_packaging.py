@@ -119,6 +119,6 @@ def test_readme_names_every_option_and_no_other() -> None:
 def test_readme_names_every_model() -> None:
     from vocalremover import MODELS
 
-    section = README.split("## Models")[1].split("\n## ")[0]
+    section = README.split("| name | what it is |")[1].split("\n\n")[0]
     names = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     assert set(re.findall(r"\w+", " ".join(names))) == set(MODELS)
