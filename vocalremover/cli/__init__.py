@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 some file failed (the others were done), 2 wrong usage, 3 
 imported before a command has been chosen and its options have been read, so that `--help` answers at once.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
