@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,9 @@ def test_arguments_are_read_off_the_shapes(name: str) -> None:
 def test_released_size_is_its_recipe(name: str) -> None:
     recipe = MODELS[name]
     state = recipe.build().state_dict()
-    assert recognition.recognise({key: tuple(tensor.shape) for key, tensor in state.items()}) == recipe
+    found = recognition.recognise({key: tuple(tensor.shape) for key, tensor in state.items()})
+    # thin and v1 are one network, so what tells their files apart is not told here.
+    assert replace(found, filename=recipe.filename, url=recipe.url, note=recipe.note) == recipe
     assert MODELS["v1"].args == MODELS["thin"].args  # one architecture: a file alone cannot tell them apart
 
 
