@@ -422,6 +422,8 @@ def test_defaults() -> None:
     assert separator(constant(1.0), large, context=0).chunking == Chunking(CPU_FRAMES, 0)
     hard = replace(large, chunking=Chunking(4096))
     assert separator(constant(1.0), hard).chunking == Chunking(CPU_FRAMES, CPU_CONTEXT)
+    table = replace(hard, args={"cropsize": 32})
+    assert separator(constant(1.0), table).chunking == Chunking(32, 0)
     assert separator(constant(1.0), hard, size=4096).chunking == Chunking(4096, 0)
     assert (
         separator(constant(1.0), replace(large, chunking=Chunking(4096, multiple=4096))).chunking.multiple == CPU_FRAMES

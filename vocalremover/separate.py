@@ -301,7 +301,8 @@ def _choose_chunking(spec: ModelSpec, device: torch.device, size: int | None, co
         if device.type == "cpu" and not spec.recurrent:
             step = 1 if recipe.equal else recipe.multiple
             size = min(recipe.size, max(CPU_FRAMES // step, 1) * step)
-            if context is None and size < recipe.size:
+            fits = size + 2 * CPU_CONTEXT <= (spec.most_frames or recipe.size)
+            if context is None and size < recipe.size and fits:
                 context = max(recipe.context, CPU_CONTEXT)
     if spec.recurrent and context:
         raise UsageError(f"{spec.name} passes its output from crop to crop, so its padding must be 0, not {context}")
