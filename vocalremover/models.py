@@ -98,6 +98,17 @@ class ModelSpec:
             return NETWORKS[self.network](**self.args).eval()
 
 
+THIN: dict[str, Any] = {
+    "in_channels": 2,
+    "out_channels": 2,
+    "channels": 8,
+    "dropout": 0.1,
+    "n_fft": 2048,
+    "num_heads": 8,
+    "expansion": 24,
+}
+"""What thin and V1, two sets of weights of one network, have in common."""
+
 RECIPES = (
     ModelSpec(
         name="default",
@@ -130,15 +141,7 @@ RECIPES = (
     ModelSpec(
         name="thin",
         network="thin",
-        args={
-            "in_channels": 2,
-            "out_channels": 2,
-            "channels": 8,
-            "dropout": 0.1,
-            "n_fft": 2048,
-            "num_heads": 8,
-            "expansion": 24,
-        },
+        args=THIN,
         chunking=Chunking(size=1024, context=512),
         filename="model.thin.pth",
         url="https://mega.nz/file/3ggnHC6Y#mZl-gjUSKpvstuGZrUQmOxM-QyqCxrUgjthBrHIU0gc",
@@ -150,15 +153,7 @@ RECIPES = (
     ModelSpec(
         name="v1",
         network="thin",
-        args={
-            "in_channels": 2,
-            "out_channels": 2,
-            "channels": 8,
-            "dropout": 0.1,
-            "n_fft": 2048,
-            "num_heads": 8,
-            "expansion": 24,
-        },
+        args=THIN,
         chunking=Chunking(size=1024, context=512),
         filename="model.v1.pth",
         url="https://mega.nz/file/C5pGXYYR#ndHuj-tYWtttoj8Y4QqAkAruvZDYcQONkTHfZoOyFaQ",
