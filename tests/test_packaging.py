@@ -33,7 +33,7 @@ def listed(text: str) -> list[str]:
 def test_dependencies_are_the_known_ones_with_lower_bounds_only(setup_cfg: configparser.ConfigParser) -> None:
     needed = listed(setup_cfg["options"]["install_requires"])
     assert all(re.fullmatch(r"[a-z]+>=[\d.]+", line) for line in needed)
-    names = "av click einops librosa numpy platformdirs rich safetensors soundfile soxr torch"
+    names = "av click einops librosa numpy platformdirs pyyaml rich safetensors soundfile soxr torch"
     assert [line.split(">=")[0] for line in needed] == names.split()
     assert setup_cfg["options"]["python_requires"] == ">=3.10"
 
