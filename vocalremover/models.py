@@ -63,8 +63,11 @@ UNSTATED = "not stated for the weights (the code is MIT)"
 class ModelSpec:
     """Everything about a model but its weights.
 
-    name: the key in MODELS. network: the key in NETWORKS; args: its constructor's keywords. target: the stem that the
-    network's mask keeps. stft, chunking (in frames for a spectrogram network) and rate (Hz): how a song is cut for it.
+    name: the key in MODELS. network: the key in NETWORKS; args: its constructor's keywords. target: the stem that a
+    network of one output gives. instruments: the stems of a network of several outputs, in their order, or the two that
+    one output tells apart; empty where there is only the target. domain: what is cut into windows. reads: what the
+    network is shown. stft, chunking (in frames of a spectrogram, in samples of a waveform; a waveform's overlap is the
+    author's) and rate (Hz): how a song is cut for it.
     peak: True where magnitudes are divided by the largest of the whole song. recurrent: True where a crop depends on
     the output of the crops before. filename and url: what the author's file is called and where he published it.
     sha256: that of this file, where it is known; in a converted file, that of the one it was made from.
@@ -73,7 +76,8 @@ class ModelSpec:
     name: str
     network: str
     args: Mapping[str, Any]
-    target: Literal["instrumental", "vocals"] = "instrumental"
+    target: str = "instrumental"
+    instruments: tuple[str, ...] = ()
     domain: Literal["spectrogram", "waveform"] = "spectrogram"
     reads: Literal["magnitude", "complex"] = "magnitude"
     stft: STFT = field(default_factory=STFT)
@@ -86,6 +90,26 @@ class ModelSpec:
     license: str = UNSTATED
     sha256: str | None = None
     note: str = ""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The stems that the network itself gives, in their order; all others are the song minus one of these."""
+        return self.instruments if self.args.get("num_stems", 1) > 1 else (self.target,)
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Every stem a separator can give: the network's own and what is left of the song without one of them.
+
+        One output: that stem and its counterpart, vocals first. Several: all of them, and the instrumental where the
+        vocals are among them.
+        """
+        if len(self.outputs) > 1:
+            missing = "vocals" in self.outputs and "instrumental" not in self.outputs
+            return (*self.outputs, "instrumental") if missing else self.outputs
+        if self.target in ("vocals", "instrumental"):
+            return ("vocals", "instrumental")
+        others = [name for name in self.instruments if name != self.target]
+        return (self.target, others[0] if len(others) == 1 else f"no_{self.target}")
 
     @property
     def most_frames(self) -> int | None:

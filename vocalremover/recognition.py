@@ -5,6 +5,7 @@ shapes, built on the meta device, equal those at hand. What a file says of itsel
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cache
@@ -23,9 +24,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 """What a network's constructor or `arguments` may raise when handed shapes of something else."""
 SENSIBLE = {
-    "target": ("instrumental", "vocals"),
-    "domain": ("spectrogram", "waveform"),
-    "reads": ("magnitude", "complex"),
     "rate": range(1000, 768_001),
     "n_fft": range(2, 65_537),
     "size": range(1, 1 << 24),
@@ -33,6 +31,8 @@ SENSIBLE = {
     "multiple": range(1, 1 << 24),
 }
 """What a description may say in these fields."""
+STEM = re.compile(r"[a-z0-9]([a-z0-9 _&+-]{0,38}[a-z0-9])?")
+"""What a stem may be called."""
 
 
 def recognise(shapes: Shapes) -> ModelSpec:
@@ -172,10 +172,18 @@ def _described(found: ModelSpec, description: str, shapes: Shapes) -> ModelSpec:
         record.update({key: {**known[key], **told.get(key, {})} for key in ("args", "stft", "chunking")})
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError("carries a description that cannot be read") from error
+    record["instruments"] = _checked_stems(record["instruments"], record["target"])
     _check_fields(record, asdict(ModelSpec("", "", {})), "description")
     args = record["args"]
     if record["network"] != found.network:
         raise ModelError(f"describes itself as {printable(record['network'])} but holds the tensors of {found.network}")
+    for key in ("domain", "reads"):
+        if record[key] != known[key]:
+            raise ModelError(f"says that its {key} is {printable(record[key])}, but that of {found.network} is not")
+    if record["domain"] == "spectrogram" and record["target"] not in ("instrumental", "vocals"):
+        raise ModelError(f"carries a description whose target makes no sense for a mask: {record['target']}")
+    if args.get("num_stems", 1) > 1 and len(record["instruments"]) != args["num_stems"]:
+        raise ModelError(f"describes {len(record['instruments'])} stems but holds {args['num_stems']}")
     for key, value in args.items():
         harmless = isinstance(value, bool | str) or (isinstance(value, int | float) and 0 <= value <= 1024)
         if value != known["args"].get(key) and not harmless:
@@ -183,6 +191,17 @@ def _described(found: ModelSpec, description: str, shapes: Shapes) -> ModelSpec:
     if args != known["args"] and expected_shapes(found.network, args) != dict(shapes):
         raise ModelError(f"describes another {found.network} than the one it holds")
     return ModelSpec(**{**record, "stft": STFT(**record["stft"]), "chunking": Chunking(**record["chunking"])})
+
+
+def _checked_stems(instruments: object, target: object) -> tuple[str, ...]:
+    """The names a description gives to stems, which become parts of file names: letters, digits and little else."""
+    names = instruments if isinstance(instruments, list) and len(instruments) <= 64 else [None]
+    for name in (*names, target):
+        if not isinstance(name, str) or not STEM.fullmatch(name):
+            raise ModelError(f"carries a description that names a stem {printable(str(name))}")
+    if len(set(names)) < len(names):
+        raise ModelError("carries a description that names two stems alike")
+    return tuple(names)
 
 
 def _check_fields(record: object, pattern: Mapping[str, Any], where: str) -> None:
