@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vocalremover import Separator, read
 from vocalremover.evaluate import ideal_ratio_mask, sdr
+from vocalremover.separate import Inference
 
 
 def load_stem(folder: Path, stem: str) -> tuple[Tensor, int]:
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--context", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    separator = Separator.load(options.model, size=options.size, context=options.context)
+    separator = Separator.load(options.model, inference=Inference(size=options.size, context=options.context))
     with torch.inference_mode():
         rows = [score(separator, folder) for folder in options.folders]
     columns = [column for column in rows[0] if column != "song"]

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,12 +83,17 @@ class FakeSeparator:
 
     def __init__(self, share: float = 0.25, needs_peak: bool = False) -> None:
         self.share = share
-        self.spec = SimpleNamespace(peak=needs_peak)
+        self.measures = needs_peak
+        self.stems = ("vocals", "instrumental")
+        self.device = "cpu"
         self.warnings: list[str] = []
         self.measured: list[float | None] = []
 
     def peak(self, blocks: Iterable[Tensor], rate: int) -> float:
         return max(float(block.abs().max()) for block in blocks)
+
+    def describe(self) -> dict[str, object]:
+        return {"model": "fake", "share": self.share}
 
     def stream(
         self, blocks: Iterable[Tensor], rate: int, peak: float | None, layout: str

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vocalremover.chunks import Chunking
 from vocalremover.models import NETWORKS, ModelSpec
 from vocalremover.networks.layers import mask
-from vocalremover.separate import Separator
+from vocalremover.separate import Inference, Separator
 from vocalremover.spectrogram import STFT
 
 EXCEPTED = re.compile(r"(^|\.)(freqs|pe|num_batches_tracked)$")
@@ -224,7 +224,7 @@ def song_mask(case: Mapping[str, Any], family: Family, network: nn.Module, spect
         size, context = (size + 2 * context, 0) if family.recurrent else (size, context)
         chunking = Chunking(size=size, context=context, multiple=size)
         spec = ModelSpec("", "", {}, chunking=chunking, recurrent=family.recurrent)
-        separator = Separator(spec, network, precision="fp32", batch=case["batchsize"])
+        separator = Separator(spec, network, inference=Inference("fp32", case["batchsize"]))
         masks.append(torch.cat(list(separator.masks([spectrogram], peak)), dim=-1))
     joined = torch.stack(masks).mean(0)
     # The original gives the Nyquist bin, which no network sees, to the vocals; ours keeps it in the instrumental.

@@ -16,7 +16,8 @@ from vocalremover import __version__, audio, batch, checkpoint
 from vocalremover.audio import read
 from vocalremover.cli import output
 from vocalremover.cli import separate as command_line
-from vocalremover.separate import Separator
+from vocalremover.models import MODELS
+from vocalremover.separate import Inference, Separator
 
 Command = Callable[..., "object"]
 
@@ -130,9 +131,9 @@ def test_every_option_reaches_the_library(command: Command, make_song: Command, 
     words = "-o out --template {model}_{track}_{stem}.{ext} --stem instrumental -f mp3 --bitrate 192k --clip rescale"
     words += " -g 1 --precision fp32 -c 256 --padding 32 -B 3 --overwrite -m default"
     assert command("separate", song, *words.split()).code == 0
-    (model, device, precision, settings), (jobs, told) = loaded
-    assert (model, device, precision) == ("default", "cuda:1", "fp32")
-    assert settings == {"size": 256, "context": 32, "batch": 3}
+    (model, device, inference, _), (jobs, told) = loaded
+    assert (model, device) == ("default", "cuda:1")
+    assert inference == Inference(precision="fp32", size=256, context=32, batch=3)
     assert told == batch.Settings(
         out=Path("out"),
         template="{model}_{track}_{stem}.{ext}",
@@ -167,7 +168,7 @@ def test_names_that_users_of_other_tools_know(
 @pytest.mark.parametrize("words", ["--batch_size 2", "--batch-size 2", "-b 2", "-B 2", "--batchsize 2"])
 def test_aliases_of_the_batch_size(command: Command, make_song: Command, loaded: list[tuple], words: str) -> None:
     assert command("separate", make_song(), *words.split()).code == 0
-    assert loaded[0][-1]["batch"] == 2
+    assert loaded[0][2].batch == 2
 
 
 @pytest.mark.parametrize(("words", "device"), [("-g 0", "cuda:0"), ("--gpu -1", "cpu"), ("-d cuda:2", "cuda:2")])
@@ -221,7 +222,7 @@ def test_no_input_at_all_is_wrong_usage(command: Command) -> None:
 
 def test_the_words_of_the_command_are_those_of_the_library() -> None:
     assert set(command_line.FORMATS) == set(audio.FORMATS)
-    assert command_line.STEMS == batch.STEMS == Separator.stems
+    assert command_line.STEMS == batch.STEMS == MODELS["default"].stems
 
 
 # What the terminal shows

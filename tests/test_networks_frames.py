@@ -15,7 +15,7 @@ from vocalremover.chunks import Chunking
 from vocalremover.errors import UsageError
 from vocalremover.models import MODELS, NETWORKS, ModelSpec
 from vocalremover.networks import primer, resnet, v7, v8, v9
-from vocalremover.separate import Separator
+from vocalremover.separate import Inference, Separator
 from vocalremover.spectrogram import STFT
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -239,7 +239,7 @@ def test_v9_reads_what_it_left_of_two_crops() -> None:
     song = torch.randn(2, 33, 64 * 4 + 20, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     peak = song.abs().max().item()
     blocks = song.split(37, dim=-1)
-    masks = torch.cat(list(Separator(spec, network, precision="fp32").masks(blocks, peak)), dim=-1)
+    masks = torch.cat(list(Separator(spec, network).masks(blocks, peak)), dim=-1)
     expected = []
     x1, y1, x2, y2 = torch.zeros(4, 2, 33, 64)
     with torch.inference_mode():
@@ -262,10 +262,10 @@ def test_v9_separates_a_song() -> None:
         "mine", "v9", TINY["v9"], stft=STFT(64, 32), chunking=Chunking(size=64, multiple=32), recurrent=True
     )
     song = torch.randn(2, 6000, generator=torch.Generator().manual_seed(0)) * 0.1
-    stems = Separator(spec, tiny("v9"), precision="fp32").separate(song, spec.rate)
+    stems = Separator(spec, tiny("v9")).separate(song, spec.rate)
     assert_close(stems["vocals"] + stems["instrumental"], song, rtol=0, atol=1e-6)  # two roundings
     with pytest.raises(UsageError, match="multiple of 32"):
-        Separator(spec, tiny("v9"), size=100)
+        Separator(spec, tiny("v9"), inference=Inference(size=100))
 
 
 @pytest.mark.parametrize("name", ["primer", "primer_pre", "resnet"])
@@ -273,8 +273,8 @@ def test_crops_end_where_the_positions_end(name: str) -> None:
     spec = MODELS[name]
     most = spec.args["cropsize"]
     network = nn.Identity()
-    assert Separator(spec, network, size=most).chunking.whole == most
-    assert Separator(spec, network, context=most // 2 - 1).chunking.whole <= most
+    assert Separator(spec, network, inference=Inference(size=most)).chunking.whole == most
+    assert Separator(spec, network, inference=Inference(context=most // 2 - 1)).chunking.whole <= most
     for wanted in ({"size": most + 1}, {"size": most, "context": 1}, {"context": most // 2}):
         with pytest.raises(UsageError, match=f"positions for {most} frames"):
-            Separator(spec, network, **wanted)
+            Separator(spec, network, inference=Inference(**wanted))

@@ -15,9 +15,11 @@ from torch.testing import assert_close
 
 from vocalremover import checkpoint
 from vocalremover.chunks import Chunking
+from vocalremover.devices import choose_device
 from vocalremover.errors import AudioError, DeviceError, ModelError, UsageError
+from vocalremover.inference import CPU_CONTEXT, CPU_FRAMES
 from vocalremover.models import ModelSpec
-from vocalremover.separate import CPU_CONTEXT, CPU_FRAMES, Separator, choose_device
+from vocalremover.separate import Inference, Separator
 from vocalremover.spectrogram import STFT
 
 torch.set_num_threads(2)
@@ -68,7 +70,7 @@ def noise(channels: int, samples: int, seed: int = 0) -> Tensor:
 
 
 def separator(network: nn.Module, spec: ModelSpec = SPEC, **settings: int | str | None) -> Separator:
-    return Separator(spec, network, **settings)
+    return Separator(spec, network, settings.pop("device", "cpu"), Inference(**settings))
 
 
 def assert_sum(stems: dict[str, Tensor], song: Tensor) -> None:
@@ -445,7 +447,7 @@ def test_settings_that_cannot_be(wrong: dict) -> None:
 
 def test_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "load", lambda name, device: (replace(SPEC, name=name), constant(1.0).to(device)))
-    ours = Separator.load("toy", device="cpu", size=48, context=7, batch=3)
+    ours = Separator.load("toy", "cpu", Inference(size=48, context=7, batch=3))
     assert (ours.spec.name, ours.chunking, ours.batch) == ("toy", Chunking(48, 7), 3)
     assert ours.device == torch.device("cpu") and ours.stems == ("vocals", "instrumental")
 

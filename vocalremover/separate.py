@@ -6,8 +6,8 @@ minus the vocals, taken from the song's own samples, so the stems sum to the son
 is lost.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,68 +17,103 @@ from torch import Tensor, nn
 from vocalremover import checkpoint
 from vocalremover.audio import resample
 from vocalremover.audio.layouts import pairs_of, sides_of
-from vocalremover.chunks import Chunking, Queue, at_most, blend, cut, group, join, resize, split, tap
-from vocalremover.errors import AudioError, DeviceError, ModelError, UsageError
+from vocalremover.chunks import Queue, at_most, blend, cut, group, tap
+from vocalremover.devices import choose_device, choose_precision
+from vocalremover.errors import AudioError, ModelError, UsageError
+from vocalremover.inference import Inference, choose_batch, choose_chunking
 from vocalremover.models import JUDGES, ModelSpec
+from vocalremover.runner import Runner
 
 Stems = dict[str, Tensor]
 Progress = Callable[[Iterable[Stems]], Iterable[Stems]]
 
 BLOCK = 1 << 16  # samples; larger blocks of a caller are cut, so that memory does not depend on him
-CPU_FRAMES = 1024  # wider windows are slower on a CPU (their buffers leave its caches) and need more memory
-CPU_CONTEXT = 64  # what a crop that was made smaller for a CPU sees of its neighbours, so that no seam is heard
-BATCH = {"cuda": 4}  # on a CPU a batch costs speed: measured +45 % time for 4 windows at once
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HALF_CAPABILITY = (7, 0)  # the first generation of NVIDIA GPUs that is faster in half than in single precision
+DEFAULTS = Inference()
 
 
 class Separator:
     """A model that is ready to separate songs, any number of them.
 
-    `batch` and the crops shrink for good when the device runs out of memory. `warnings` collects a sentence for
-    everything that did not go as asked.
+    `stems` are what it gives. The batch and the windows shrink for good when the device runs out of memory. `warnings`
+    collects a sentence for everything that did not go as asked.
     """
 
-    stems: tuple[str, ...] = ("vocals", "instrumental")
-
     def __init__(
-        self, spec: ModelSpec, network: nn.Module, device: str | torch.device = "cpu", precision: str = "auto",
-        size: int | None = None, context: int | None = None, batch: int | None = None,
+        self, spec: ModelSpec, network: nn.Module, device: str | torch.device = "cpu",
+        inference: Inference = DEFAULTS, stems: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
-        """`network` in eval mode, on any device; `size` and `context` replace the recipe's, in frames.
+        """`network` in eval mode, on any device; `stems`: those of `spec.stems` that are wanted, by default all.
 
         Raises UsageError for settings that contradict each other or the model.
         """
         if spec.network in JUDGES:
             raise ModelError(f"{spec.name} judges separations and makes none: choose the generator it was trained with")
         self.spec = spec
+        self.inference = inference
         self.device = torch.device(device)
-        self.network = network.to(self.device).eval()
-        self.precision = _choose_precision(precision, self.device)
-        self.chunking = _choose_chunking(spec, self.device, size, context)
-        self.batch = BATCH.get(self.device.type, 1) if batch is None else batch
-        self.warnings: list[str] = []
-        if self.batch < 1:
-            raise UsageError(f"the batch size must be at least 1, not {batch}")
+        self.stems = _choose_stems(spec, stems)
+        self.chunking = choose_chunking(spec, self.device, inference)
+        precision, batch = choose_precision(inference.precision, self.device), choose_batch(inference, self.device)
+        self._runner = Runner(network.to(self.device).eval(), self.device, precision, batch, spec.name)
         # Apple's GPUs lack some complex operations, so there only the network runs on the device.
         self._signal_device = torch.device("cpu") if self.device.type == "mps" else self.device
-        self._core = self.chunking.size  # frames; the largest core known to fit into memory
 
     @classmethod
     def load(
-        cls, name_or_path: str | Path = "default", device: str = "auto", precision: str = "auto",
-        size: int | None = None, context: int | None = None, batch: int | None = None,
+        cls, name_or_path: str | Path = "default", device: str = "auto", inference: Inference = DEFAULTS,
+        config: Path | None = None, stems: Sequence[str] | None = None,
     ) -> "Separator":  # fmt: skip
         """A name in MODELS or the path of a checkpoint -> a Separator on the device.
 
-        device: see `choose_device`. precision: "auto", "fp32", "bf16" or "fp16". size, context: frames of a crop's
-        core and of the padding on either side; by default the recipe's, on a CPU no more than CPU_FRAMES. batch: crops
-        at once. Raises ModelError, DeviceError and UsageError.
+        device: see `choose_device`. config: the yaml that a checkpoint was trained with, where its author published
+        one. Raises ModelError, DeviceError and UsageError.
         """
         chosen = choose_device(device)
-        _choose_precision(precision, chosen)  # a wrong word is told before the weights are read
-        spec, network = checkpoint.load(name_or_path, chosen)
-        return cls(spec, network, chosen, precision, size, context, batch)
+        choose_precision(inference.precision, chosen)  # a wrong word is told before the weights are read
+        more = {} if config is None else {"config": config}
+        spec, network = checkpoint.load(name_or_path, chosen, **more)
+        return cls(spec, network, chosen, inference, stems)
+
+    @property
+    def measures(self) -> bool:
+        """Whether `peak` needs a first pass over a song before `stream`."""
+        return self.spec.peak
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for everything that did not go as asked, in order."""
+        return self._runner.warnings
+
+    @property
+    def batch(self) -> int:
+        """How many windows go through the network together."""
+        return self._runner.batch
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16."""
+        return self._runner.precision
+
+    @property
+    def network(self) -> nn.Module:
+        """The network on its device."""
+        return self._runner.network
+
+    def describe(self) -> dict[str, object]:
+        """Everything that decides what the stems are and how they are made, in words and numbers that JSON knows."""
+        return {
+            "model": self.spec.name,
+            "network": self.spec.network,
+            "stems": list(self.stems),
+            "device": str(self.device),
+            "precision": self.precision,
+            "batch": self.batch,
+            "chunking": asdict(self.chunking),
+            "stft": asdict(self.spec.stft),
+            "rate": self.spec.rate,
+            "quality": self.inference.quality,
+            "tta": self.inference.tta,
+        }
 
     def separate(self, audio: Tensor, rate: int, layout: str | None = None, progress: Progress = iter) -> Stems:
         """Audio `[channels, samples]` -> every stem, same shape and device. Raises AudioError for NaN and infinity."""
@@ -128,7 +163,7 @@ class Separator:
         magnitudes = (block.abs() / peak if peak else block.abs() for block in spectrogram)
         if self.spec.recurrent:
             return self._recurrent_masks(magnitudes)
-        batches = group(cut(magnitudes, self.chunking), self.batch)
+        batches = group(cut(magnitudes, self.chunking), self._runner.batch)
         windows = (pair for places, contents in batches for pair in zip(places, self._apply(contents), strict=True))
         return blend(windows, self.chunking)
 
@@ -139,11 +174,15 @@ class Separator:
             start = 0
             for piece in song.take(vocals.shape[-1]):
                 part = vocals[:, start : start + piece.shape[-1]]
-                yield {"vocals": part, "instrumental": piece - part}
+                yield self._named(part, piece)
                 start += piece.shape[-1]
         # There and back, resampling may round a sample or two away.
         for piece in song.take(song.held):
-            yield {"vocals": torch.zeros_like(piece), "instrumental": piece.clone()}
+            yield self._named(torch.zeros_like(piece), piece)
+
+    def _named(self, vocals: Tensor, song: Tensor) -> Stems:
+        """The wanted stems of a block; none is a view of the song."""
+        return {stem: vocals if stem == "vocals" else song - vocals for stem in self.stems}
 
     def _vocals(self, blocks: Iterable[Tensor], peak: float | None, layout: str | None) -> Iterator[Tensor]:
         """Blocks `[channels, samples]` at the model's rate -> the same blocks of the vocals, in other sizes."""
@@ -179,42 +218,8 @@ class Separator:
             yield piece * keep[..., -1:]
 
     def _apply(self, contents: Tensor) -> Tensor:
-        """Windows `[..., channels, bins, frames]` -> their masks, in parts that the device has memory for."""
-        magnitudes = contents.reshape(-1, *contents.shape[-3:])
-        return self._fit(magnitudes).reshape(contents.shape)
-
-    def _fit(self, magnitudes: Tensor) -> Tensor:
-        while True:
-            if magnitudes.shape[0] > self.batch:
-                return torch.cat([self._fit(part) for part in magnitudes.split(self.batch)])
-            halves = split(magnitudes, self.chunking)
-            core = magnitudes.shape[-1] - 2 * self.chunking.context
-            if core > self._core and halves:
-                return join(*(self._fit(half) for half in halves), self.chunking)
-            try:
-                return self._run(magnitudes)
-            except torch.cuda.OutOfMemoryError:
-                pass  # what the traceback holds is freed before the next try
-            self._shrink(magnitudes.shape[0], core, halves)
-
-    def _shrink(self, batch: int, core: int, halves: tuple[Tensor, Tensor] | None) -> None:
-        """Halves the batch or, where that is 1, the crop."""
-        if batch > 1:
-            self.batch = batch // 2
-            self.warnings.append(f"{self.device} ran out of memory: the batch size is now {self.batch}")
-        elif halves:
-            self._core = halves[1].shape[-1] - 2 * self.chunking.context
-            self.warnings.append(f"{self.device} ran out of memory: the crop size is now {self._core} frames")
-        else:
-            raise self._too_small(core)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _too_small(self, frames: int) -> DeviceError:
-        return DeviceError(
-            f"{self.device} has too little memory for {self.spec.name} even with a crop of {frames} frames: "
-            "choose a smaller crop size or padding, or --device cpu"
-        )
+        """Windows `[..., channels, bins, frames]` -> their masks."""
+        return self._runner(contents.reshape(-1, *contents.shape[-3:]), self.chunking).reshape(contents.shape)
 
     def _recurrent_masks(self, magnitudes: Iterable[Tensor]) -> Iterator[Tensor]:
         """For a network that reads the two crops before: X, PX, PY, PX2 and PY2 stacked along the channels.
@@ -226,95 +231,17 @@ class Separator:
         for window, crop in cut(magnitudes, self.chunking):
             now = crop.reshape(-1, *crop.shape[-3:])
             past = tuple(before[..., : now.shape[-1]] for before in past) or (torch.zeros_like(now),) * 4
-            try:
-                mask = torch.cat([self._run(pair) for pair in torch.cat((now, *past), dim=1).split(1)])
-            except torch.cuda.OutOfMemoryError:
-                raise self._too_small(now.shape[-1]) from None
+            mask = self._runner.once(torch.cat((now, *past), dim=1))
             past = (now, now * mask, past[0], past[1])
             yield mask.reshape(crop.shape)[..., : window.size]
 
-    @torch.inference_mode()
-    def _run(self, magnitudes: Tensor) -> Tensor:
-        """Magnitudes `[batch, channels, bins, frames]` -> finite masks `[batch, 2, bins, frames]` in float32.
 
-        What overflows in half precision is computed again in single precision.
-        """
-        source, magnitudes = magnitudes.device, magnitudes.to(self.device)
-        half = self.precision != "fp32"
-        with torch.autocast(self.device.type, PRECISIONS[self.precision]) if half else nullcontext():
-            mask = self.network(magnitudes).float()
-        finite = mask.isfinite().flatten(1).all(dim=1)
-        if half and not finite.all():
-            mask[~finite] = self.network(magnitudes[~finite]).float()
-            finite = mask.isfinite().flatten(1).all(dim=1)
-            note = f"{self.precision} overflowed: the crops concerned were computed again in fp32"
-            if note not in self.warnings:
-                self.warnings.append(note)
-        if not finite.all():
-            raise ModelError(
-                f"the network of {self.spec.name} gives numbers that are not finite: its weights are damaged, "
-                "get the file again"
-            )
-        return mask.to(source)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called "cpu", "cuda", "cuda:N" or "mps"; "auto" is the first of cuda, mps and cpu that is there.
-
-    Raises DeviceError for an unknown name and for a device that was asked for and is absent.
-    """
-    kind, colon, number = name.partition(":")
-    if name not in ("auto", "cpu", "cuda", "mps") and not (kind == "cuda" and number.isascii() and number.isdigit()):
-        raise DeviceError(f"there is no device {name!r}: choose auto, cpu, cuda, cuda:N or mps")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            f"{name} is not there: PyTorch sees no CUDA GPU on this machine (its driver or PyTorch itself may lack "
-            "CUDA); choose --device cpu or auto"
-        )
-    if colon and int(number) >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise DeviceError(f"{name} is not there: this machine's GPUs are cuda:0 to cuda:{last}")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("mps is not there: it needs a Mac with Apple's own chip; choose --device cpu or auto")
-    return torch.device(name)
-
-
-def _choose_precision(name: str, device: torch.device) -> str:
-    if name not in ("auto", *PRECISIONS):
-        raise UsageError(f"the precision must be auto, {', '.join(PRECISIONS)}, not {name!r}")
-    if name == "fp16" and device.type == "cpu":
-        raise UsageError("fp16 is for GPUs; on a CPU choose bf16 or fp32")
-    if name != "auto":
-        return name
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= HALF_CAPABILITY:
-        return "fp16"  # three more bits of a mask than bf16; what overflows runs again in fp32
-    return "fp32"
-
-
-def _choose_chunking(spec: ModelSpec, device: torch.device, size: int | None, context: int | None) -> Chunking:
-    """The recipe's chunking with what the caller, or a CPU's caches, want instead."""
-    recipe, asked = spec.chunking, size
-    if size is None:
-        size = recipe.size
-        if device.type == "cpu" and not spec.recurrent:
-            step = 1 if recipe.equal else recipe.multiple
-            size = min(recipe.size, max(CPU_FRAMES // step, 1) * step)
-            fits = size + 2 * CPU_CONTEXT <= (spec.most_frames or recipe.size)
-            if context is None and size < recipe.size and fits:
-                context = max(recipe.context, CPU_CONTEXT)
-    if spec.recurrent and context:
-        raise UsageError(f"{spec.name} passes its output from crop to crop, so its padding must be 0, not {context}")
-    if spec.most_frames is not None:
-        padding = 2 * max(recipe.context if context is None else context, 0)
-        if (asked or 1) + padding > spec.most_frames:
-            raise UsageError(
-                f"{spec.name} has positions for {spec.most_frames} frames, too few for a crop of {asked or 1} with "
-                f"{padding} frames of padding: choose a smaller crop size or padding"
-            )
-        size = min(size, spec.most_frames - padding)
-    return resize(recipe, size, context)
+def _choose_stems(spec: ModelSpec, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The stems asked for, in the model's order; UsageError for one that it does not give."""
+    for stem in asked or ():
+        if stem not in spec.stems:
+            raise UsageError(f"{spec.name} gives {', '.join(spec.stems)}; it gives no {stem}")
+    return tuple(stem for stem in spec.stems if not asked or stem in asked)
 
 
 def _checked(blocks: Iterable[Tensor]) -> Iterator[Tensor]:

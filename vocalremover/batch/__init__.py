@@ -244,7 +244,7 @@ def _write_stems(
 ) -> tuple[int, dict[str, float]]:
     """Separates a song into `writers`; returns its samples and each stem's largest absolute sample before clamping."""
     peak = None
-    if separator.spec.peak:
+    if separator.measures:
         peak = separator.peak(progress(reader.blocks(), job, "measuring", reader.samples), reader.rate)
     samples, peaks = 0, dict.fromkeys(writers, 0.0)
 

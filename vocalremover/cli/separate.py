@@ -101,14 +101,15 @@ def command(
 
     from vocalremover import batch, checkpoint
     from vocalremover.audio import Encoding
-    from vocalremover.separate import Separator
+    from vocalremover.separate import Inference, Separator
 
     settings = batch.Settings(
         out=out, template=template, stems=STEMS if stem == "both" else (stem,), clip=clip, overwrite=overwrite,
         encoding=Encoding(format, bits, bitrate), model=model,
     )  # fmt: skip
     jobs = batch.plan(inputs, settings)
-    separator = Separator.load(model, device, precision, size=cropsize, context=padding, batch=batch_size)
+    inference = Inference(precision, batch_size, size=cropsize, context=padding)
+    separator = Separator.load(model, device, inference)
     if device == "auto":
         say(f"device: {separator.device} (chosen by auto; -d chooses another)", verbosity)
     for warning in separator.warnings:

@@ -30,7 +30,7 @@ def command(
     DATA holds audio and a manifest.csv with the columns path and kind: instrumental, singing, syllables, speech, or
     multitrack for a folder with vocals.* and instrumental.* of one song. OUT/best.safetensors works with separate -m.
     """
-    from vocalremover.separate import choose_device
+    from vocalremover.devices import choose_device
     from vocalremover.training.train import Training, train
 
     run = Training(
