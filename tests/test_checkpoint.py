@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vocalremover import checkpoint, recognition
 from vocalremover.chunks import Chunking
 from vocalremover.errors import ModelError
-from vocalremover.models import MODELS, RECIPES, ModelSpec
+from vocalremover.models import MODELS, ModelSpec
 from vocalremover.spectrogram import STFT
 
 
@@ -165,7 +165,7 @@ def test_a_header_may_begin_like_another_format(tmp_path: Path) -> None:
     assert "1 tensors of no network" in refused(path)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", MODELS.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_is_recognised_by_its_shapes(recipe: ModelSpec) -> None:
     shapes = {key: tuple(tensor.shape) for key, tensor in recipe.build("meta").state_dict().items()}
     told = recognition.recognise(shapes)
@@ -173,7 +173,7 @@ def test_every_recipe_is_recognised_by_its_shapes(recipe: ModelSpec) -> None:
     assert recipe.args.items() <= told.args.items()
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", MODELS.values(), ids=lambda recipe: recipe.name)
 def test_every_network_is_whole_once_its_state_dict_is_there(recipe: ModelSpec) -> None:
     """No tensor of a network may be missing from its state dict, or it would stay on the meta device."""
     network = recipe.build("meta")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vocalremover.chunks import Chunking
 from vocalremover.errors import ModelError
-from vocalremover.models import ARGUMENTS, NETWORKS, RECIPES, RENAMED, ModelSpec
+from vocalremover.models import ARGUMENTS, MODELS, NETWORKS, RENAMED, ModelSpec
 from vocalremover.spectrogram import STFT
 from vocalremover.weights import printable
 
@@ -119,7 +119,7 @@ def expected_shapes(network: str, args: Mapping[str, Any]) -> dict[str, tuple[in
 @cache
 def _published() -> list[tuple[str, dict[str, tuple[int, ...]]]]:
     """The network and the expected tensors of every recipe."""
-    return [(recipe.network, expected_shapes(recipe.network, recipe.args) or {}) for recipe in RECIPES]
+    return [(recipe.network, expected_shapes(recipe.network, recipe.args) or {}) for recipe in MODELS.values()]
 
 
 def _recipe(network: str, args: dict[str, Any]) -> ModelSpec:
@@ -127,7 +127,7 @@ def _recipe(network: str, args: dict[str, Any]) -> ModelSpec:
 
     Where several models are one network, it is the first of them, without what tells them apart.
     """
-    recipes = [recipe for recipe in RECIPES if recipe.network == network]
+    recipes = [recipe for recipe in MODELS.values() if recipe.network == network]
     fitting = [recipe for recipe in recipes if all(args.get(key) == value for key, value in recipe.args.items())]
     if len(fitting) == 1:
         return replace(fitting[0], args=args)
