@@ -1,105 +1,274 @@
-"""Training audio: a folder with a manifest -> tracks that can be cut anywhere at once.
+"""Training audio: folders, or a folder with a manifest -> tracks that can be cut anywhere at once.
 
-`manifest.csv` names each file below its folder: `path` and `kind` (instrumental, singing, syllables, speech,
-multitrack, validation); further columns are for `credits`. Every track is decoded once into `cache` as 16-bit samples
-at 44.1 kHz, so that a crop costs one read of memory-mapped samples. Voices are kept in mono: where a voice stands in
-the stereo picture is the mix's to decide.
+Every recording is decoded once into a cache of 16-bit samples, so that a crop costs one read of memory-mapped samples.
+Voices of a manifest are kept in mono: where a voice stands in the stereo picture is the mix's to decide. What cannot be
+used (missing, unreadable, silent, too short, beyond the cache's limit) is listed and left out.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from vocalremover.audio import Reader, resample
-from vocalremover.errors import AudioError, InputError
-from vocalremover.training.credits import read_rows
+from vocalremover.errors import InputError
+from vocalremover.multitracks import audio_files, find_multitracks
+from vocalremover.training.cache import FULL_SCALE, RATE, Cache, Entry, Recording, decode, expected_bytes
+from vocalremover.training.credits import credit, read_rows
 
-RATE = 44100
-FULL_SCALE = 32767
+__all__ = ["RATE", "Catalogue", "Sources", "Track", "prepare"]
 
-# How often a voice of each kind is drawn: singing teaches most, and a whole song is long but only one file.
-VOICE_WEIGHTS = {"singing": 3, "syllables": 3, "speech": 2, "multitrack": 20}
-BACKING_WEIGHTS = {"instrumental": 1, "multitrack": 8}
+# A recording is drawn once an epoch for every so many seconds: singing teaches most, so its sections are the shortest.
+VOICE_SECONDS = {"singing": 6, "melody": 12, "syllables": 15, "speech": 15, "multitrack": 15}
+BACKING_SECONDS = {"instrumental": 30, "multitrack": 30}
+HARD = "voice-like-lead"  # the flag of instrumentals that are taken for voices; drawn HARD_SHARE times as often
+HARD_SHARE = 2
+
+Progress = Callable[[Iterable[Entry], int], Iterable[Entry]]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where training audio lies: folders of any formats, folders of songs with their stems, a manifest.csv.
+
+    held_out: beginnings of paths, as the manifest names them (or `folder/path` for folders), that are left out.
+    Without any source, what the cache was last prepared for is taken as it is.
+    """
+
+    instrumentals: tuple[Path, ...] = ()
+    vocals: tuple[Path, ...] = ()
+    pairs: tuple[Path, ...] = ()
+    manifest: Path | None = None
+    held_out: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is named."""
+        return bool(self.instrumentals or self.vocals or self.pairs or self.manifest)
 
 
 @dataclass(frozen=True)
 class Track:
-    """A decoded file. path: its samples in the cache (.npy, int16, `[channels, samples]`); source: in the manifest."""
+    """One of `parts` sections of a decoded recording.
+
+    path: its samples in the cache (.npy, int16, `[channels, samples]`); source: where they come from; kind: singing,
+    melody, syllables, speech, instrumental or multitrack; flags: what the manifest remarks.
+    """
 
     path: Path
     source: str
     kind: str
+    flags: tuple[str, ...] = ()
+    part: int = 0
+    parts: int = 1
+
+    def first(self, start: float, samples: int, total: int) -> int:
+        """Where a crop begins: `start` is 0..1 of the section's share of all places, negative in a track too short."""
+        return int((self.part + start) / self.parts * (total - samples))
 
     def crop(self, start: float, samples: int) -> np.ndarray:
-        """float32 `[channels, samples]` from `start` (0..1 of what can be chosen); zeros fill up a shorter track."""
+        """float32 `[channels, samples]`; a track that is shorter lies somewhere in zeros."""
         stored = np.load(self.path, mmap_mode="r")
-        first = int(start * max(stored.shape[1] - samples, 0))
-        taken = stored[:, first : first + samples].astype(np.float32) / FULL_SCALE
-        return np.pad(taken, ((0, 0), (0, samples - taken.shape[1])))
+        first = self.first(start, samples, stored.shape[1])
+        taken = stored[:, max(first, 0) : max(first, 0) + samples].astype(np.float32) / FULL_SCALE
+        before = max(-first, 0)
+        return np.pad(taken, ((0, 0), (before, samples - before - taken.shape[1])))
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """voices, backings: each track as often as it should be drawn; songs: vocals and instrumental of one song."""
+    """What can be drawn: sections of voices and backings, and songs as (vocals, instrumental).
+
+    problems: a sentence for every file that was left out; credits: whom the audio is owed to, as a Markdown page.
+    """
 
     voices: tuple[Track, ...]
     backings: tuple[Track, ...]
     songs: tuple[tuple[Track, Track], ...]
+    problems: tuple[str, ...] = ()
+    credits: str = ""
 
 
-def prepare(folder: Path, cache: Path, held_out: Sequence[str] = ()) -> Catalogue:
-    """Decode what is not decoded yet and list it; paths that begin with one of `held_out` are left out.
+def prepare(
+    sources: Sources, cache: Path, limit_bytes: int | None = None, verify: bool = False, workers: int = 1,
+    progress: Progress | None = None,
+) -> Catalogue:  # fmt: skip
+    """Decode what is not decoded yet and list it.
 
-    InputError without a manifest. An unreadable file raises AudioError with its name.
+    limit_bytes: what the cache may take on disk; audio that no source names any more makes room first. verify: compare
+    the checksums of all that is there. workers: processes that decode; 0 decodes in this one. progress: a wrapper of
+    the entries that are being decoded, given their number. Raises InputError where no voice or no backing is found.
     """
-    manifest = folder / "manifest.csv"
-    if not manifest.exists():
-        raise InputError(f"{manifest} is missing: it must list the training files with the columns path and kind.")
-    cache.mkdir(parents=True, exist_ok=True)
-    tracks = [decode(folder, row["path"], row["kind"], cache) for row in read_rows(manifest, tuple(held_out))]
-    vocals = {Path(track.source).parent: track for track in tracks if is_song(track, "vocals")}
-    backings = {Path(track.source).parent: track for track in tracks if is_song(track, "instrumental")}
-    songs = tuple((vocals[song], backings[song]) for song in vocals if song in backings)
-    voices = [track for track in tracks if track.kind in VOICE_WEIGHTS and not is_song(track, "instrumental")]
-    instrumentals = [track for track in tracks if track.kind in BACKING_WEIGHTS and not is_song(track, "vocals")]
+    store = Cache(cache)
+    if not sources.given:
+        return load(cache)
+    recordings, problems = list_recordings(sources)
+    missing = [recording for recording in recordings if store.find(recording, verify) is None]
+    chosen = list(_fitting(missing, recordings, store, limit_bytes, problems))
+    entries = _decoded(chosen, cache, workers)
+    for entry in progress(entries, len(chosen)) if progress else entries:
+        store.note(entry)
+    usable = [recording for recording in recordings if _is_usable(recording, store, problems)]
+    catalogue = arrange(usable, store, tuple(problems))
+    page = credit(_rows(usable, sources))
+    _save(cache / "catalogue.json", usable, problems, page)
+    if not (catalogue.voices and catalogue.backings):
+        lacking = "backing" if catalogue.voices else "voice"
+        raise InputError("; ".join([f"there is no usable {lacking} in the training audio", *problems[:3]]))
+    return replace(catalogue, credits=page)
+
+
+def load(cache: Path) -> Catalogue:
+    """The catalogue that the cache was last prepared for, without a look at the sources. Raises InputError."""
+    path = cache / "catalogue.json"
+    if not path.exists():
+        raise InputError(f"{cache} was never prepared: name the training audio once.")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    recordings = [Recording(**line | {"parts": (), "flags": tuple(line["flags"])}) for line in saved["recordings"]]
+    store = Cache(cache)
+    gone = [recording for recording in recordings if not store.path(recording.name).exists()]
+    problems = [*saved["problems"], *(f"{recording.source}: gone from the cache." for recording in gone)]
+    usable = [recording for recording in recordings if recording not in gone]
+    return replace(arrange(usable, store, tuple(problems)), credits=saved["credits"])
+
+
+def arrange(recordings: Iterable[Recording], store: Cache, problems: tuple[str, ...] = ()) -> Catalogue:
+    """Sort recordings into voices, backings and songs, cut into sections."""
+    tracks = [(Track(store.path(r.name), r.source, r.kind, r.flags), store.entries[r.name].samples) for r in recordings]
+    voices = [pair for pair in tracks if pair[0].kind in VOICE_SECONDS and not _is_stem(pair[0], "instrumental")]
+    backings = [pair for pair in tracks if pair[0].kind in BACKING_SECONDS and not _is_stem(pair[0], "vocals")]
+    partners = {Path(track.source).parent: track for track, _ in backings if _is_stem(track, "instrumental")}
+    singers = [track for track, _ in voices if _is_stem(track, "vocals")]
+    songs = [(track, partners[Path(track.source).parent]) for track in singers if Path(track.source).parent in partners]
     return Catalogue(
-        voices=tuple(repeat(voices, VOICE_WEIGHTS)), backings=tuple(repeat(instrumentals, BACKING_WEIGHTS)), songs=songs
-    )
+        tuple(section for track, samples in voices for section in sections(track, samples, VOICE_SECONDS)),
+        tuple(section for track, samples in backings for section in sections(track, samples, BACKING_SECONDS)),
+        tuple(songs), problems,
+    )  # fmt: skip
 
 
-def is_song(track: Track, stem: str) -> bool:
+def sections(track: Track, samples: int, seconds: dict[str, int]) -> Iterator[Track]:
+    """The track in as many sections as it should be drawn in an epoch, at least one."""
+    share = HARD_SHARE if HARD in track.flags else 1
+    parts = max(1, round(share * samples / RATE / seconds[track.kind]))
+    for part in range(parts):
+        yield replace(track, part=part, parts=parts)
+
+
+def list_recordings(sources: Sources) -> tuple[list[Recording], list[str]]:
+    """What the sources name, and sentences about what they name in vain."""
+    recordings: dict[str, Recording] = {}
+    problems: list[str] = []
+    for recording in _listed(sources, problems):
+        if recording.source.startswith(sources.held_out):
+            continue
+        if recording.name in recordings:
+            # The full path tells two files apart whose folders have the same name.
+            recording = replace(recording, name=str(recording.parts[0][0].absolute()).replace(os.sep, "__").strip("_"))
+        recordings[recording.name] = recording
+    return list(recordings.values()), problems
+
+
+def _listed(sources: Sources, problems: list[str]) -> Iterator[Recording]:
+    if sources.manifest:
+        yield from _from_manifest(sources.manifest, sources.held_out)
+    for folders, kind in ((sources.vocals, "singing"), (sources.instrumentals, "instrumental")):
+        for folder in folders:
+            files = _present(folder, problems)
+            for path in files:
+                yield _recording(f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}", kind, path)
+    for folder in sources.pairs:
+        songs = find_multitracks(folder, _present(folder, problems))
+        if not songs:
+            problems.append(f"{folder}: holds no song with its stems.")
+        for song in songs:
+            for stem, parts in (("vocals", song.vocals), ("instrumental", song.instrumental)):
+                source = f"{folder.resolve().name}/{song.name}/{stem}"
+                yield Recording(source.replace("/", "__"), source, "multitrack", parts)
+
+
+def _from_manifest(manifest: Path, held_out: tuple[str, ...]) -> Iterator[Recording]:
+    path = manifest / "manifest.csv" if manifest.is_dir() else manifest
+    if not path.exists():
+        raise InputError(f"{path} is missing: it must list the training files with the columns path and kind.")
+    for row in read_rows(path, held_out):
+        mono = row["path"].startswith("vocals/")
+        yield _recording(row["path"], row["kind"], path.parent / row["path"], mono, tuple(row.get("flags", "").split()))
+
+
+def _recording(source: str, kind: str, path: Path, mono: bool = False, flags: tuple[str, ...] = ()) -> Recording:
+    return Recording(source.replace("/", "__"), source, kind, ((path, 1),), mono, flags)
+
+
+def _present(folder: Path, problems: list[str]) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder.")
+    files = audio_files(folder)
+    if not files:
+        problems.append(f"{folder}: holds no audio.")
+    return files
+
+
+def _fitting(
+    missing: list[Recording], wanted: list[Recording], store: Cache, limit: int | None, problems: list[str]
+) -> Iterator[Recording]:
+    """Those that the cache has room for; a sentence for the others."""
+    if limit is None:
+        yield from missing
+        return
+    used, out = store.used(), []
+    for recording in missing:
+        size = expected_bytes(recording) or 0
+        if used + size > limit:
+            used -= store.evict(recording.name for recording in wanted)
+        if used + size > limit:
+            out.append((recording, size))
+            continue
+        used += size
+        yield recording
+    if out:
+        more = sum(size for _, size in out) / 1e9
+        problems.append(f"the cache is full: {len(out)} files need {more:.2f} GB more than its {limit / 1e9:.2f} GB.")
+        problems.extend(f"{recording.source}: no room in the cache." for recording, _ in out)
+
+
+def _decoded(recordings: list[Recording], folder: Path, workers: int) -> Iterator[Entry]:
+    if workers == 0 or len(recordings) < 2:
+        yield from (decode(recording, folder) for recording in recordings)
+        return
+    # A fresh process a worker: a fork of one that has run torch in threads may hang.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        yield from pool.map(decode, recordings, [folder] * len(recordings))
+
+
+def _is_usable(recording: Recording, store: Cache, problems: list[str]) -> bool:
+    entry = store.entries.get(recording.name)
+    if entry is not None and entry.refused:
+        problems.append(entry.refused)
+    return entry is not None and not entry.refused
+
+
+def _is_stem(track: Track, stem: str) -> bool:
     """Whether the track is this stem of a whole song."""
     return track.kind == "multitrack" and Path(track.source).stem == stem
 
 
-def repeat(tracks: Sequence[Track], weights: dict[str, int]) -> Iterator[Track]:
-    """Each track as often as its kind weighs."""
-    for track in tracks:
-        yield from [track] * weights[track.kind]
+def _rows(recordings: Iterable[Recording], sources: Sources) -> list[dict[str, str]]:
+    """The manifest's lines of what is used; files of plain folders have no more than their path."""
+    known = {}
+    if sources.manifest:
+        path = sources.manifest / "manifest.csv" if sources.manifest.is_dir() else sources.manifest
+        known = {row["path"]: row for row in read_rows(path, sources.held_out)}
+    plain = ({"path": r.source, "kind": r.kind, "source": r.source.split("/")[0]} for r in recordings)
+    return [known.get(row["path"], row) for row in plain]
 
 
-def decode(folder: Path, source: str, kind: str, cache: Path) -> Track:
-    """The track of `folder / source`, decoded to 16 bits at 44.1 kHz unless the cache has it already."""
-    target = cache / (source.replace("/", "__") + ".npy")
-    if not target.exists():
-        with Reader(folder / source) as reader:
-            blocks = list(resample(reader.blocks(), reader.rate, RATE))
-        if not blocks:
-            raise AudioError(f"{folder / source} holds no samples; take its line out of the manifest.")
-        audio = torch.cat(blocks, dim=-1)  # [channels, samples]
-        if source.startswith("vocals/"):
-            audio = audio.mean(dim=0, keepdim=True)
-        partial = target.with_suffix(".part")
-        with partial.open("wb") as file:
-            np.save(file, quantise(audio))
-        partial.rename(target)
-    return Track(target, source, kind)
-
-
-def quantise(audio: Tensor) -> np.ndarray:
-    """float32 -1..1 -> int16."""
-    return (audio.clamp(-1, 1) * FULL_SCALE).round().to(torch.int16).numpy()
+def _save(path: Path, recordings: Iterable[Recording], problems: list[str], page: str) -> None:
+    lines = [{key: value for key, value in asdict(r).items() if key != "parts"} for r in recordings]
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps({"recordings": lines, "problems": problems, "credits": page}), encoding="utf-8")
+    partial.replace(path)
