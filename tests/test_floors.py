@@ -30,6 +30,7 @@ FLOORS = {
     "vocalremover.recipes": 2,
     "vocalremover.networks": 2,
     "vocalremover.evaluate": 2,
+    "vocalremover.multitracks": 2,
     "vocalremover.pictures": 2,
     "vocalremover.networks.layers": 1,
     "vocalremover.networks.roformer": 1,
