@@ -10,7 +10,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from vocalremover.chunks import Chunking, Queue, Window, blend, cut, group, join, plan, split, weight
+from vocalremover.chunks import (
+    Chunking,
+    Queue,
+    Window,
+    blend,
+    cut,
+    group,
+    join,
+    overlapped,
+    plan,
+    split,
+    trapezoid,
+    weight,
+)
 from vocalremover.errors import UsageError
 
 torch.set_num_threads(2)
@@ -25,7 +38,10 @@ def chunkings(draw: st.DrawFn, total: int = 700) -> Chunking:
     multiple = draw(st.integers(1, 40))
     size = -(-draw(st.integers(smallest, 200 + smallest)) // multiple) * multiple
     context = draw(st.integers(0, 150))
-    return Chunking(size, context, draw(st.sampled_from([0, context, context // 2])), multiple)
+    fade, flat = draw(
+        st.sampled_from([(0, 0), (context, 0), (context // 2, 0), (context // 3, context // 2), (0, context)])
+    )
+    return Chunking(size, context, fade, multiple, flat)
 
 
 def ramp(total: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,7 +70,7 @@ def run(
 def test_identity_returns_its_input(data: st.DataObject, total: int, block: int, batch: int) -> None:
     chunking = data.draw(chunkings(total))
     signal = ramp(total)
-    if chunking.fade:
+    if chunking.reach:
         # one product, one sum and one quotient for every window that reaches a place
         assert_close(run(signal, chunking, block, batch), signal, rtol=2e-6, atol=0)
     else:
@@ -135,8 +151,9 @@ def test_weight(data: st.DataObject, total: int) -> None:
         core = slice(chunking.context, chunking.context + window.size)
         assert weights.shape == (window.padded + 2 * chunking.context,)
         assert (weights[core] == 1).all() and (weights >= 0).all()
-        assert (weights > 0).sum() == window.size + 2 * chunking.fade
-        assert_close(weights.diff().abs().max().item() * (chunking.fade + 1), 1.0) if chunking.context else None
+        assert (weights > 0).sum() == window.size + 2 * chunking.reach
+        assert (weights == 1).sum() == window.size + 2 * chunking.flat
+        assert_close(weights.diff().abs().max().item() * (chunking.fade + 1), 1.0) if chunking.fade else None
 
 
 def test_original_crops() -> None:
@@ -199,8 +216,59 @@ def test_queue_keeps_order() -> None:
     assert queue.take(1) == []
 
 
+@given(more=st.integers(0, 60), context=st.integers(1, 20), data=st.data())
+def test_halves_are_crossed_over_without_a_step(more: int, context: int, data: st.DataObject) -> None:
+    """0 in the left half and 1 in the right: no step is larger than the fade's, and both cores keep their far ends."""
+    fade = data.draw(st.integers(1, context))
+    chunking, core = Chunking(1000, context, fade), 2 * fade + more
+    left, right = split(torch.zeros(core + 2 * context), chunking)
+    joined = join(left, right + 1, chunking)
+    assert joined.shape == (core + 2 * context,) and joined.diff().min() >= 0
+    assert joined.diff().max() <= 1 / (fade + 1) + 1e-6
+    assert not joined[:context].any() and (joined[-context:] == 1).all()
+
+
+@given(whole=st.integers(100, 5000), fraction=st.floats(0, 0.95), multiple=st.integers(1, 4), equal=st.booleans())
+def test_overlap_keeps_the_window(whole: int, fraction: float, multiple: int, equal: bool) -> None:
+    hard = Chunking(whole * multiple, multiple=whole * multiple if equal else multiple)
+    other = overlapped(hard, fraction)
+    assert 0 <= hard.whole - other.whole <= 1 and other.equal == hard.equal and not other.reach
+    assert abs(other.size - (1 - fraction) * hard.whole) <= 2 + multiple * (not equal)
+    faded = trapezoid(whole, fraction)
+    assert (faded.whole, overlapped(faded, fraction).whole) == (whole, whole)
+    assert abs(faded.size - (1 - fraction) * whole) <= 2 and faded.reach <= faded.context
+    if faded.reach:
+        assert overlapped(faded, fraction) == faded and abs(faded.overlap - fraction) * whole <= 2
+
+
+@pytest.mark.parametrize(("whole", "parts"), [(4096, 2), (4000, 4), (352800, 2), (352800, 8)])
+def test_the_weights_of_the_reference(whole: int, parts: int) -> None:
+    """MSST's window, written out: ones with linspace(0, 1, fade) at the start and its mirror image at the end."""
+    expected = torch.ones(whole)
+    expected[: whole // 10] = torch.linspace(0, 1, whole // 10)
+    expected[-(whole // 10) :] = torch.linspace(1, 0, whole // 10)
+    chunking = trapezoid(whole, 1 - 1 / parts)
+    assert chunking.size == whole // parts
+    assert_close(weight(Window(0, chunking.size, chunking.size), chunking), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fraction", [-0.01, 0.951, float("nan")])
+def test_no_overlap_at_all(fraction: float) -> None:
+    for cut_so in (lambda: overlapped(Chunking(100), fraction), lambda: trapezoid(100, fraction)):
+        with pytest.raises(UsageError, match="share of a window"):
+            cut_so()
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"size": 0}, {"size": 8, "context": -1}, {"size": 8, "context": 2, "fade": 3}, {"size": 8, "multiple": 3}]
+    "wrong",
+    [
+        {"size": 0},
+        {"size": 8, "context": -1},
+        {"size": 8, "context": 2, "fade": 3},
+        {"size": 8, "multiple": 3},
+        {"size": 8, "context": 4, "fade": 3, "flat": 2},
+        {"size": 8, "context": 2, "flat": -1},
+    ],
 )
 def test_numbers_that_cannot_cut(wrong: dict) -> None:
     with pytest.raises(UsageError):

@@ -4,9 +4,10 @@
                    ...|  context  |           core           |  context  |...       the next
 
 The cores tile the axis; a window also sees `context` on both sides, zeros beyond the ends. What is done to a window
-counts fully in its core, and on a ramp over `fade` outside it, which the neighbours share: `fade=0` is the hard crop of
-the frame transformers, `fade=context` is overlap-add. Crop sizes, padding, overlap and batches are known here only;
-nothing here knows whether the axis is frames or samples. Everything streams and holds about one window.
+counts fully in its core and `flat` places beyond it, then on a ramp over `fade`, which the neighbours share: without
+both it is the hard crop of the frame transformers, with either it is overlap-add. Crop sizes, padding, overlap and
+batches are known here only; nothing here knows whether the axis is frames or samples. Everything streams and holds
+about one window.
 """
 
 from collections import deque
@@ -19,27 +20,31 @@ from torch import Tensor
 
 from vocalremover.errors import UsageError
 
+MOST_OVERLAP = 0.95  # beyond it a song is computed more than twenty times
+
 
 @dataclass(frozen=True)
 class Chunking:
     """How an axis is cut. The last core is what is left, filled up with zeros to a multiple of `multiple`.
 
     `multiple=1` leaves the last core its true length; `multiple=size` makes every window equally wide, as the
-    original inference did. Raises UsageError for numbers that cannot cut anything.
+    original inference did. `flat + fade` is how far beyond its core a window counts, at most `context`. Raises
+    UsageError for numbers that cannot cut anything.
     """
 
     size: int
     context: int = 0
     fade: int = 0
     multiple: int = 1
+    flat: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UsageError(f"the crop size must be at least 1, not {self.size}")
         if self.context < 0:
             raise UsageError(f"the padding of a crop must be at least 0, not {self.context}")
-        if not 0 <= self.fade <= self.context:
-            raise UsageError(f"the fade must be 0 to the padding ({self.context}), not {self.fade}")
+        if min(self.fade, self.flat) < 0 or self.reach > self.context:
+            raise UsageError(f"the fade must be 0 to the padding ({self.context}), not {self.reach}")
         if self.multiple < 1 or self.size % self.multiple:
             raise UsageError(f"the crop size must be a multiple of {self.multiple}, not {self.size}")
 
@@ -53,6 +58,16 @@ class Chunking:
         """The width of a full window."""
         return self.size + 2 * self.context
 
+    @property
+    def reach(self) -> int:
+        """How far beyond its core a window counts."""
+        return self.flat + self.fade
+
+    @property
+    def overlap(self) -> float:
+        """The share of a window that it shares with its neighbours."""
+        return 2 * self.context / self.whole
+
 
 def resize(chunking: Chunking, size: int | None = None, context: int | None = None) -> Chunking:
     """The same kind of chunking with another core or context: overlap-add and equal windows stay what they are."""
@@ -60,7 +75,41 @@ def resize(chunking: Chunking, size: int | None = None, context: int | None = No
     context = chunking.context if context is None else context
     overlap_add = 0 < chunking.fade == chunking.context
     fade = context if overlap_add else min(chunking.fade, max(context, 0))
-    return Chunking(size, context, fade, size if chunking.equal else chunking.multiple)
+    flat = min(chunking.flat, max(context - fade, 0))
+    return Chunking(size, context, fade, size if chunking.equal else chunking.multiple, flat)
+
+
+def overlapped(chunking: Chunking, fraction: float) -> Chunking:
+    """The same whole window, of which neighbours share `fraction` (0..0.95) instead; hard crops stay hard crops.
+
+    Overlap-add becomes a `trapezoid`. Raises UsageError for another fraction.
+    """
+    if chunking.reach:
+        return trapezoid(chunking.whole, fraction)
+    size, context = _shares(chunking.whole, fraction)
+    if chunking.equal:
+        return Chunking(size, context, multiple=size)
+    size = max(size // chunking.multiple, 1) * chunking.multiple
+    return Chunking(size, (chunking.whole - size) // 2, multiple=chunking.multiple)
+
+
+def trapezoid(whole: int, fraction: float) -> Chunking:
+    """Equal windows of `whole` that share `fraction` (0..0.95) with neighbours and fade over a tenth at either end.
+
+    The weights are those of MSST's `demix` (utils/model_utils.py at ccc011ab) at `num_overlap` = 1 / (1 - fraction):
+    its ramp `linspace(0, 1, whole // 10)` begins with a 0, which is context here, and ends with a 1, which is flat.
+    """
+    size, context = _shares(whole, fraction)
+    fade = min(max(whole // 10 - 2, 0), context)
+    return Chunking(size, context, fade, size, max(context - fade - 1, 0))
+
+
+def _shares(whole: int, fraction: float) -> tuple[int, int]:
+    """The core and the context of a window of which `fraction` is shared."""
+    if not 0 <= fraction <= MOST_OVERLAP:
+        raise UsageError(f"the overlap is a share of a window, 0 to {MOST_OVERLAP}, not {fraction:g}")
+    context = min(round(fraction * whole / 2), (whole - 1) // 2)
+    return whole - 2 * context, context
 
 
 @dataclass(frozen=True)
@@ -157,21 +206,22 @@ def weight(
 ) -> Tensor:
     """How much each place of a window counts before the weights of all windows are divided by their sum.
 
-    `[context + padded + context]`: 1 over the core, a ramp to 0 over `fade` on either side, 0 in the rest.
+    `[context + padded + context]`: 1 over the core and `flat` on either side, a ramp to 0 over `fade`, 0 in the rest.
     It depends on the window alone, never on its neighbours in a batch.
     """
     ramp = torch.arange(1, chunking.fade + 1, dtype=dtype, device=device) / (chunking.fade + 1)
-    weights = torch.cat((ramp, ramp.new_ones(window.size), ramp.flip(0)))
-    blank = chunking.context - chunking.fade
+    weights = torch.cat((ramp, ramp.new_ones(window.size + 2 * chunking.flat), ramp.flip(0)))
+    blank = chunking.context - chunking.reach
     return F.pad(weights, (blank, blank + window.padded - window.size))
 
 
 def blend(windows: Iterable[tuple[Window, Tensor]], chunking: Chunking) -> Iterator[Tensor]:
     """Windows in the order of `cut`, `[..., context + padded + context]` each -> blocks `[..., n]` of the whole axis.
 
-    Without a fade the cores are passed on untouched, so a network that changes nothing changes no bit.
+    Hard crops are passed on untouched, so a network that changes nothing changes no bit.
     """
-    if not chunking.fade:
+    reach = chunking.reach
+    if not reach:
         for window, content in windows:
             yield content[..., chunking.context : chunking.context + window.size]
         return
@@ -179,19 +229,19 @@ def blend(windows: Iterable[tuple[Window, Tensor]], chunking: Chunking) -> Itera
     sums: Tensor | None = None  # weighted windows from `done` on
     weights: Tensor | None = None  # the weights alone
     for window, content in windows:
-        first = max(window.start - chunking.fade, 0)
+        first = max(window.start - reach, 0)
         stop = window.stop
-        inside = slice(first - window.start + chunking.context, window.size + chunking.context + chunking.fade)
+        inside = slice(first - window.start + chunking.context, window.size + chunking.context + reach)
         share = weight(window, chunking, content.real.dtype, content.device)[inside]
         part = content[..., inside] * share
         if sums is not None:
-            missing = stop + chunking.fade - done - sums.shape[-1]
+            missing = stop + reach - done - sums.shape[-1]
             sums, weights = F.pad(sums, (0, missing)), F.pad(weights, (0, missing))
             sums[..., first - done :] += part
             weights[first - done :] += share
         else:
             sums, weights = part, share.clone()
-        ready = stop - chunking.fade - done
+        ready = stop - reach - done
         if ready > 0:
             yield sums[..., :ready] / weights[:ready]
             sums, weights, done = sums[..., ready:], weights[ready:], done + ready
@@ -226,9 +276,12 @@ def split(content: Tensor, chunking: Chunking) -> tuple[Tensor, Tensor] | None:
 
 
 def join(left: Tensor, right: Tensor, chunking: Chunking) -> Tensor:
-    """Undoes `split` for what became of the two halves."""
+    """Undoes `split` for what became of the two halves; overlap-add crosses from one to the other."""
     context = chunking.context
-    return torch.cat((left[..., : left.shape[-1] - context], right[..., context:]), dim=-1)
+    cores = [half.shape[-1] - 2 * context for half in (left, right)]
+    places = Window(0, cores[0], cores[0]), Window(cores[0], cores[1], cores[1])
+    core = blend(zip(places, (left, right), strict=True), chunking)
+    return torch.cat((left[..., :context], *core, right[..., right.shape[-1] - context :]), dim=-1)
 
 
 def _window(start: int, total: int, chunking: Chunking) -> Window:
