@@ -28,6 +28,8 @@ from vocalremover.errors import UsageError
 
 torch.set_num_threads(2)
 
+ROUNDING = 1e-5  # some hundred windows may reach one place, each with a product and a sum
+
 lengths = st.one_of(st.sampled_from([0, 1, 100]), st.integers(0, 700), st.integers(5_000, 20_000))
 block_sizes = st.one_of(st.integers(1, 50), st.integers(1000, 100_000))
 
@@ -72,7 +74,7 @@ def test_identity_returns_its_input(data: st.DataObject, total: int, block: int,
     signal = ramp(total)
     if chunking.reach:
         # one product, one sum and one quotient for every window that reaches a place
-        assert_close(run(signal, chunking, block, batch), signal, rtol=2e-6, atol=0)
+        assert_close(run(signal, chunking, block, batch), signal, rtol=ROUNDING, atol=0)
     else:
         assert torch.equal(run(signal, chunking, block, batch), signal)
 
@@ -89,7 +91,7 @@ def test_identity_over_hours() -> None:
 def test_constant_has_no_seam(data: st.DataObject, total: int, batch: int) -> None:
     chunking = data.draw(chunkings(total))
     answer = run(ramp(total), chunking, batch=batch, network=lambda x: torch.full_like(x, 0.3))
-    assert_close(answer, torch.full((2, total), 0.3), rtol=1e-6, atol=0)
+    assert_close(answer, torch.full((2, total), 0.3), rtol=ROUNDING, atol=0)
 
 
 @given(fade=st.integers(1, 100), more=st.integers(0, 60), total=st.integers(2, 2000), batch=st.integers(1, 9))
@@ -127,7 +129,7 @@ def test_streaming_is_the_whole(data: st.DataObject, total: int, block: int, bat
         return contents.flip(-1)
 
     streamed = run(signal, chunking, block, batch, reversing)
-    assert_close(streamed, run(signal, chunking, max(total, 1), 1, reversing), rtol=2e-6, atol=1e-5)
+    assert_close(streamed, run(signal, chunking, max(total, 1), 1, reversing), rtol=ROUNDING, atol=1e-5)
 
 
 @given(data=st.data(), total=st.integers(1, 3000))
