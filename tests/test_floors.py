@@ -38,6 +38,7 @@ FLOORS = {
     "vocalremover.devices": 1,
     "vocalremover.spectrogram": 1,
     "vocalremover.audio": 1,
+    "vocalremover.neighbours": 1,
     "vocalremover.weights": 1,
     "vocalremover.errors": 0,
 }
