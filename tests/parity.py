@@ -24,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vocalremover.chunks import Chunking
 from vocalremover.models import NETWORKS, ModelSpec
+from vocalremover.networks.bs_roformer import BSRoformer
 from vocalremover.networks.layers import mask
+from vocalremover.networks.mel_roformer import MelBandRoformer
 from vocalremover.separate import Inference, Separator
 from vocalremover.spectrogram import STFT
 
@@ -50,6 +52,37 @@ class Family:
     tolerance: float | None = None
     recurrent: bool = False
     outputs: Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, ...]] = lambda network, x: network.logits(x)
+
+
+@dataclass(frozen=True)
+class Roformer:
+    """Makes a RoFormer that knows its STFT, and runs it on audio `[batch, channels, samples]` as the originals do.
+
+    squeezed: whether a single stem loses its axis. whole: whether the result is as long as the input, not as the hops.
+    """
+
+    network: Callable[..., nn.Module]
+    layout: str
+    squeezed: bool = True
+    whole: bool = False
+
+    def __call__(self, **ctor: object) -> nn.Module:
+        network = self.network(layout=self.layout, **ctor)
+        network.stft = STFT(ctor["stft_n_fft"], ctor["stft_hop_length"], pad_mode="reflect")
+        return network
+
+    def outputs(self, network: nn.Module, audio: Tensor) -> Tensor:
+        spectrogram = network.stft.forward(audio)
+        masks = torch.view_as_complex(network(torch.view_as_real(spectrogram)))
+        samples = audio.shape[-1] if self.whole else network.stft.hop * (spectrogram.shape[-1] - 1)
+        stems = network.stft.inverse(spectrogram[:, None] * masks, samples)
+        return stems[:, 0] if self.squeezed and stems.shape[1] == 1 else stems
+
+
+BS_MSST = Roformer(BSRoformer, "msst", squeezed=False, whole=True)
+MEL_MSST = Roformer(MelBandRoformer, "msst")
+BS_LUCID = Roformer(BSRoformer, "lucidrains")
+MEL_LUCID = Roformer(MelBandRoformer, "lucidrains")
 
 
 class Dummy(nn.Module):
@@ -90,6 +123,14 @@ FAMILIES = {
     "v8_snapshot": Family(NETWORKS["v8"], "snapshots/v8.1/libft2gan/frame_transformer5.py"),
     "v9": Family(NETWORKS["v9"], "v9r/libft2gan/frame_transformer12.py", recurrent=True),
     "v10": Family(NETWORKS["v10"], "v10/libft2gan/frame_transformer13.py"),
+    "bs_msst": Family(BS_MSST, "models/bs_roformer/bs_roformer.py", "BSRoformer", outputs=BS_MSST.outputs),
+    "mel_msst": Family(
+        MEL_MSST, "bs_roformer/mel_band_roformer.py", "MelBandRoformer", "ccc011abf7f8", outputs=MEL_MSST.outputs
+    ),
+    "bs_lucid": Family(BS_LUCID, "bs_roformer/bs_roformer.py", "BSRoformer", "PyPI", outputs=BS_LUCID.outputs),
+    "mel_lucid": Family(
+        MEL_LUCID, "bs_roformer/mel_band_roformer.py", "MelBandRoformer", "PyPI", outputs=MEL_LUCID.outputs
+    ),
 }
 
 
@@ -151,7 +192,7 @@ def build(family: Family, ctor: Mapping[str, Any], seed: int, gain: float) -> nn
         if tensor.is_floating_point():
             drawn = weights(key, tuple(tensor.shape), seed, gain)
             if drawn is not None:
-                tensor.copy_(torch.from_numpy(drawn))
+                tensor.copy_(torch.from_numpy(np.asarray(drawn)))
     return network
 
 
