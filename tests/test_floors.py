@@ -23,12 +23,15 @@ FLOORS = {
     "vocalremover.separate": 6,
     "vocalremover.runner": 4,
     "vocalremover.checkpoint": 5,
+    "vocalremover.spectra": 5,
+    "vocalremover.waves": 5,
     "vocalremover.inference": 4,
     "vocalremover.configuration": 2,
     "vocalremover.recognition": 4,
     "vocalremover.models": 3,
     "vocalremover.recipes": 2,
     "vocalremover.networks": 2,
+    "vocalremover.passes": 2,
     "vocalremover.evaluate": 2,
     "vocalremover.multitracks": 2,
     "vocalremover.pictures": 2,
@@ -43,7 +46,13 @@ FLOORS = {
     "vocalremover.errors": 0,
 }
 # Networks are documents: they share layers.py and nothing else, not even with each other.
-TOGETHER = ("vocalremover.audio", "vocalremover.batch", "vocalremover.cli", "vocalremover.training")
+TOGETHER = (
+    "vocalremover.audio",
+    "vocalremover.batch",
+    "vocalremover.cli",
+    "vocalremover.ensemble",
+    "vocalremover.training",
+)
 
 
 def name_of(path: Path) -> str:

@@ -36,7 +36,8 @@ class Runner:
         self.precision = precision
         self.batch = batch
         self.warnings: list[str] = []
-        self._name, self._unit, self._around = name, unit, around
+        self.unit, self.around = unit, around
+        self._name = name
         self._widest: int | None = None  # the widest window known to fit into memory, where one did not
 
     def __call__(self, windows: Tensor, chunking: Chunking) -> Tensor:
@@ -71,7 +72,7 @@ class Runner:
         elif halves:
             self._widest = halves[1].shape[-1]
             core = self._widest - 2 * chunking.context
-            self.warnings.append(f"{self.device} ran out of memory: the crop size is now {core} {self._unit}")
+            self.warnings.append(f"{self.device} ran out of memory: the crop size is now {core} {self.unit}")
         else:
             raise self._too_small(core)
         if self.device.type == "cuda":
@@ -79,17 +80,17 @@ class Runner:
 
     def _too_small(self, width: int) -> DeviceError:
         return DeviceError(
-            f"{self.device} has too little memory for {self._name} even with a crop of {width} {self._unit}: "
+            f"{self.device} has too little memory for {self._name} even with a crop of {width} {self.unit}: "
             "choose a smaller crop size or padding, or --device cpu"
         )
 
     @torch.inference_mode()
     def _run(self, windows: Tensor) -> Tensor:
         """One batch. What overflows in half precision is computed again in single precision."""
-        answer = self._around(windows, self._forward)
+        answer = self.around(windows, self._forward)
         finite = answer.isfinite().flatten(1).all(dim=1)
         if self.precision != "fp32" and not finite.all():
-            answer[~finite] = self._around(windows[~finite], self._forward_single)
+            answer[~finite] = self.around(windows[~finite], self._forward_single)
             finite = answer.isfinite().flatten(1).all(dim=1)
             note = f"{self.precision} overflowed: the crops concerned were computed again in fp32"
             if note not in self.warnings:

@@ -1,9 +1,9 @@
-"""A song in, its stems out: audio `[channels, samples]` at any rate -> {"vocals": same, "instrumental": same}.
+"""A song in, its stems out: audio `[channels, samples]` at any rate -> {"vocals": same, "instrumental": same, ...}.
 
-Blocks of the song run through resampling, the STFT, windows of the network, the inverse STFT and resampling back; a
-few windows are held, whatever the song's length. The network's mask gives the vocals. The instrumental is the song
-minus the vocals, taken from the song's own samples, so the stems sum to the song and nothing beyond the model's band
-is lost.
+Blocks of the song run through resampling, windows of the network and resampling back; a few windows are held, whatever
+the song's length. `spectra` runs networks that mask a spectrogram, `waves` those that are shown windows of samples. The
+instrumental is the song minus the vocals, taken from the song's own samples, so the two sum to the song and nothing
+beyond the model's band is lost.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from vocalremover import checkpoint
 from vocalremover.audio import resample
 from vocalremover.audio.layouts import pairs_of, sides_of
-from vocalremover.chunks import Queue, at_most, blend, cut, group, tap
+from vocalremover.chunks import Queue, tap
 from vocalremover.devices import choose_device, choose_precision
 from vocalremover.errors import AudioError, ModelError, UsageError
-from vocalremover.inference import Inference, choose_batch, choose_chunking
+from vocalremover.inference import Inference, choose_batch, choose_chunking, choose_passes
+from vocalremover.inference import sides_of as sides_read
 from vocalremover.models import JUDGES, ModelSpec
 from vocalremover.runner import Runner
+from vocalremover.spectra import Spectra
+from vocalremover.waves import Waves
 
 Stems = dict[str, Tensor]
 Progress = Callable[[Iterable[Stems]], Iterable[Stems]]
@@ -53,10 +56,13 @@ class Separator:
         self.device = torch.device(device)
         self.stems = _choose_stems(spec, stems)
         self.chunking = choose_chunking(spec, self.device, inference)
+        self.passes = choose_passes(spec, self.chunking, inference)
         precision, batch = choose_precision(inference.precision, self.device), choose_batch(inference, self.device)
         self._runner = Runner(network.to(self.device).eval(), self.device, precision, batch, spec.name)
         # Apple's GPUs lack some complex operations, so there only the network runs on the device.
         self._signal_device = torch.device("cpu") if self.device.type == "mps" else self.device
+        self._parts, self._rests = _plan_stems(spec, self.stems)
+        self._domain = self._choose_domain()
 
     @classmethod
     def load(
@@ -104,15 +110,17 @@ class Separator:
         return {
             "model": self.spec.name,
             "network": self.spec.network,
+            "sha256": self.spec.sha256,
             "stems": list(self.stems),
             "device": str(self.device),
             "precision": self.precision,
             "batch": self.batch,
-            "chunking": asdict(self.chunking),
+            "quality": self.inference.quality,
+            "unit": self._runner.unit,
+            "overlap": round(self.chunking.overlap, 4),
+            "passes": [asdict(each) for each in self.passes],
             "stft": asdict(self.spec.stft),
             "rate": self.spec.rate,
-            "quality": self.inference.quality,
-            "tta": self.inference.tta,
         }
 
     def separate(self, audio: Tensor, rate: int, layout: str | None = None, progress: Progress = iter) -> Stems:
@@ -158,82 +166,65 @@ class Separator:
         """Blocks of a spectrogram `[..., 2, bins, frames]` -> blocks of the network's mask, as many frames in all.
 
         The mask is 0..1 and keeps the stem that `spec.target` names. Leading axes are independent songs (or pairs of
-        channels); magnitudes are divided by `peak`, unless it is None or 0.
+        channels); magnitudes are divided by `peak`, unless it is None or 0. UsageError for a waveform model.
         """
-        magnitudes = (block.abs() / peak if peak else block.abs() for block in spectrogram)
-        if self.spec.recurrent:
-            return self._recurrent_masks(magnitudes)
-        batches = group(cut(magnitudes, self.chunking), self._runner.batch)
-        windows = (pair for places, contents in batches for pair in zip(places, self._apply(contents), strict=True))
-        return blend(windows, self.chunking)
+        if self.spec.domain == "waveform":
+            raise UsageError(f"{self.spec.name} makes no mask of a whole song: combine its stems as waves")
+        return self._domain.masks(spectrogram, peak)
+
+    def _choose_domain(self) -> Spectra | Waves:
+        if self.spec.domain == "spectrogram":
+            return Spectra(self.spec, self._runner, self.passes)
+        outputs = self.spec.outputs
+        # Of a pair the vocals are computed, so that what the model's band lacks stays in the instrumental.
+        rest = outputs == ("instrumental",)
+        heads = [outputs.index(part) for part in self._parts] if len(self._parts) < len(outputs) else None
+        waves = Waves(self.spec, self._runner, self.passes, heads, rest)
+        self._runner.unit, self._runner.around = "samples", waves.around
+        return waves
 
     def _stems(self, blocks: Iterable[Tensor], rate: int, peak: float | None, layout: str | None) -> Iterator[Stems]:
         song = Queue()
         audio = resample(tap(_checked(blocks), song), rate, self.spec.rate)
-        for vocals in resample(self._vocals(audio, peak, layout), self.spec.rate, rate):
+        for parts in resample(self._computed(audio, peak, layout), self.spec.rate, rate):
             start = 0
-            for piece in song.take(vocals.shape[-1]):
-                part = vocals[:, start : start + piece.shape[-1]]
-                yield self._named(part, piece)
+            for piece in song.take(parts.shape[-1]):
+                yield self._named(parts[:, start : start + piece.shape[-1]], piece)
                 start += piece.shape[-1]
         # There and back, resampling may round a sample or two away.
         for piece in song.take(song.held):
-            yield self._named(torch.zeros_like(piece), piece)
+            yield self._named(piece.new_zeros(len(self._parts) * piece.shape[0], piece.shape[-1]), piece)
 
-    def _named(self, vocals: Tensor, song: Tensor) -> Stems:
-        """The wanted stems of a block; none is a view of the song."""
-        return {stem: vocals if stem == "vocals" else song - vocals for stem in self.stems}
+    def _computed(self, blocks: Iterable[Tensor], peak: float | None, layout: str | None) -> Iterator[Tensor]:
+        """Blocks `[channels, samples]` at the model's rate -> what the network gives, in other sizes.
 
-    def _vocals(self, blocks: Iterable[Tensor], peak: float | None, layout: str | None) -> Iterator[Tensor]:
-        """Blocks `[channels, samples]` at the model's rate -> the same blocks of the vocals, in other sizes."""
-        samples, channels = 0, 0
-        waiting = Queue()  # the spectrogram until its mask is there
+        `[parts * channels, samples]`; a channel that was heard on both sides is the mean of them.
+        """
+        channels = 0
 
         def pairs() -> Iterator[Tensor]:
-            nonlocal samples, channels
+            nonlocal channels
             for block in blocks:
                 channels = block.shape[0]
-                samples += block.shape[-1]
-                yield block[pairs_of(channels, layout)].to(self._signal_device)
+                yield self._pair(block, layout).to(self._signal_device)
 
-        stft = self.spec.stft
-        covered = stft.forward_blocks(pairs(), cover=True)
-        # The network sees the frames that librosa makes; the covering frame takes the mask of its neighbour.
-        frames = at_most(tap(covered, waiting), lambda: stft.frames(samples))
-        masked = self._masked(waiting, self.masks(frames, peak))
-        for vocals in at_most(stft.inverse_blocks(masked), lambda: samples):
-            flat = rearrange(vocals, "pairs sides samples -> (pairs sides) samples").cpu()
-            first, second = sides_of(channels, layout)
-            yield (flat[first] + flat[second]) / 2
+        for parts in self._domain.parts(pairs(), peak):
+            flat = rearrange(parts, "parts pairs sides samples -> parts (pairs sides) samples").cpu()
+            first, second = sides_of(channels, layout) if parts.shape[2] == 2 else (list(range(channels)),) * 2
+            yield rearrange(
+                (flat[:, first] + flat[:, second]) / 2, "parts channels samples -> (parts channels) samples"
+            )
 
-    def _masked(self, waiting: Queue, masks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The vocals of the spectrogram that waits in the queue, block by block."""
-        for mask in masks:
-            keep = mask if self.spec.target == "vocals" else 1 - mask
-            start = 0
-            for piece in waiting.take(keep.shape[-1]):
-                yield piece * keep[..., start : start + piece.shape[-1]]
-                start += piece.shape[-1]
-        for piece in waiting.take(waiting.held):
-            yield piece * keep[..., -1:]
+    def _pair(self, block: Tensor, layout: str | None) -> Tensor:
+        """`[channels, samples]` -> `[pairs, sides, samples]`: as many sides as the network reads."""
+        if sides_read(self.spec) == 1:
+            return rearrange(block, "channels samples -> channels 1 samples")
+        return block[pairs_of(block.shape[0], layout)]
 
-    def _apply(self, contents: Tensor) -> Tensor:
-        """Windows `[..., channels, bins, frames]` -> their masks."""
-        return self._runner(contents.reshape(-1, *contents.shape[-3:]), self.chunking).reshape(contents.shape)
-
-    def _recurrent_masks(self, magnitudes: Iterable[Tensor]) -> Iterator[Tensor]:
-        """For a network that reads the two crops before: X, PX, PY, PX2 and PY2 stacked along the channels.
-
-        P is for the crop before, 2 for the one before that, X for its magnitudes and Y for what the mask left of them.
-        Source: carperbr/frame-transformer, inference/inference.py at a6786372, for its model V9.
-        """
-        past: tuple[Tensor, ...] = ()
-        for window, crop in cut(magnitudes, self.chunking):
-            now = crop.reshape(-1, *crop.shape[-3:])
-            past = tuple(before[..., : now.shape[-1]] for before in past) or (torch.zeros_like(now),) * 4
-            mask = self._runner.once(torch.cat((now, *past), dim=1))
-            past = (now, now * mask, past[0], past[1])
-            yield mask.reshape(crop.shape)[..., : window.size]
+    def _named(self, parts: Tensor, song: Tensor) -> Stems:
+        """The wanted stems of a block from `[parts * channels, samples]`; none is a view of the song."""
+        made = dict(zip(self._parts, parts.unflatten(0, (len(self._parts), -1)), strict=True))
+        return {stem: made[stem] if stem in made else song - made[self._rests[stem]] for stem in self.stems}
 
 
 def _choose_stems(spec: ModelSpec, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -242,6 +233,16 @@ def _choose_stems(spec: ModelSpec, asked: Sequence[str] | None) -> tuple[str, ..
         if stem not in spec.stems:
             raise UsageError(f"{spec.name} gives {', '.join(spec.stems)}; it gives no {stem}")
     return tuple(stem for stem in spec.stems if not asked or stem in asked)
+
+
+def _plan_stems(spec: ModelSpec, stems: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """What the network has to give for these stems, and of which of these the others are what the song has more."""
+    if spec.stems == ("vocals", "instrumental"):
+        return ("vocals",), {"instrumental": "vocals"}
+    rests = dict.fromkeys(spec.stems, "vocals" if "vocals" in spec.outputs else spec.target)
+    rests = {stem: part for stem, part in rests.items() if stem not in spec.outputs}
+    needed = {rests.get(stem, stem) for stem in stems}
+    return tuple(output for output in spec.outputs if output in needed), rests
 
 
 def _checked(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
