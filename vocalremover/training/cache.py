@@ -152,7 +152,7 @@ class Cache:
 def decode(recording: Recording, folder: Path) -> Entry:
     """Decode a recording into the folder; what cannot be used gives an entry that says why."""
     try:
-        audio = torch.cat([torch.zeros(1, 0), *_mixed_down(recording)], dim=-1)
+        audio = torch.cat(list(_mixed_down(recording)) or [torch.zeros(1, 0)], dim=-1)
     except VocalRemoverError as error:
         return entry_of(recording, refused=str(error))
     seconds, peak = audio.shape[1] / RATE, audio.abs().max().item() if audio.numel() else 0.0

@@ -7,9 +7,10 @@ used (missing, unreadable, silent, too short, beyond the cache's limit) is liste
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class Track:
     """One of `parts` sections of a decoded recording.
 
     path: its samples in the cache (.npy, int16, `[channels, samples]`); source: where they come from; kind: singing,
-    melody, syllables, speech, instrumental or multitrack; flags: what the manifest remarks.
+    melody, syllables, speech, instrumental or multitrack; flags: what the manifest remarks; samples: how many of them
+    count, all by default.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class Track:
     flags: tuple[str, ...] = ()
     part: int = 0
     parts: int = 1
+    samples: int | None = None
 
     def first(self, start: float, samples: int, total: int) -> int:
         """Where a crop begins: `start` is 0..1 of the section's share of all places, negative in a track too short."""
@@ -73,6 +76,7 @@ class Track:
     def crop(self, start: float, samples: int) -> np.ndarray:
         """float32 `[channels, samples]`; a track that is shorter lies somewhere in zeros."""
         stored = np.load(self.path, mmap_mode="r")
+        stored = stored[:, : self.samples]
         first = self.first(start, samples, stored.shape[1])
         taken = stored[:, max(first, 0) : max(first, 0) + samples].astype(np.float32) / FULL_SCALE
         before = max(-first, 0)
@@ -91,6 +95,11 @@ class Catalogue:
     songs: tuple[tuple[Track, Track], ...]
     problems: tuple[str, ...] = ()
     credits: str = ""
+
+    @cached_property
+    def partners(self) -> dict[Path, Track]:
+        """The instrumental of every song by the path of its vocals."""
+        return {vocals.path: instrumental for vocals, instrumental in self.songs}
 
 
 def prepare(
@@ -136,25 +145,33 @@ def load(cache: Path) -> Catalogue:
     return replace(arrange(usable, store, tuple(problems)), credits=saved["credits"])
 
 
-def arrange(recordings: Iterable[Recording], store: Cache, problems: tuple[str, ...] = ()) -> Catalogue:
+def arrange(recordings: Sequence[Recording], store: Cache, problems: tuple[str, ...] = ()) -> Catalogue:
     """Sort recordings into voices, backings and songs, cut into sections."""
-    tracks = [(Track(store.path(r.name), r.source, r.kind, r.flags), store.entries[r.name].samples) for r in recordings]
-    voices = [pair for pair in tracks if pair[0].kind in VOICE_SECONDS and not _is_stem(pair[0], "instrumental")]
-    backings = [pair for pair in tracks if pair[0].kind in BACKING_SECONDS and not _is_stem(pair[0], "vocals")]
-    partners = {Path(track.source).parent: track for track, _ in backings if _is_stem(track, "instrumental")}
-    singers = [track for track, _ in voices if _is_stem(track, "vocals")]
+    lengths: dict[Path, int] = {}  # of songs: their stems are cut alike, so they have to be equally long
+    for recording in recordings:
+        if recording.kind == "multitrack":
+            song, samples = Path(recording.source).parent, store.entries[recording.name].samples
+            lengths[song] = min(samples, lengths.get(song, samples))
+    tracks = []
+    for r in recordings:
+        samples = lengths.get(Path(r.source).parent, store.entries[r.name].samples)
+        tracks.append(Track(store.path(r.name), r.source, r.kind, r.flags, samples=samples))
+    voices = [track for track in tracks if track.kind in VOICE_SECONDS and not _is_stem(track, "instrumental")]
+    backings = [track for track in tracks if track.kind in BACKING_SECONDS and not _is_stem(track, "vocals")]
+    partners = {Path(track.source).parent: track for track in backings if _is_stem(track, "instrumental")}
+    singers = [track for track in voices if _is_stem(track, "vocals")]
     songs = [(track, partners[Path(track.source).parent]) for track in singers if Path(track.source).parent in partners]
     return Catalogue(
-        tuple(section for track, samples in voices for section in sections(track, samples, VOICE_SECONDS)),
-        tuple(section for track, samples in backings for section in sections(track, samples, BACKING_SECONDS)),
+        tuple(section for track in voices for section in sections(track, VOICE_SECONDS)),
+        tuple(section for track in backings for section in sections(track, BACKING_SECONDS)),
         tuple(songs), problems,
     )  # fmt: skip
 
 
-def sections(track: Track, samples: int, seconds: dict[str, int]) -> Iterator[Track]:
+def sections(track: Track, seconds: dict[str, int]) -> Iterator[Track]:
     """The track in as many sections as it should be drawn in an epoch, at least one."""
     share = HARD_SHARE if HARD in track.flags else 1
-    parts = max(1, round(share * samples / RATE / seconds[track.kind]))
+    parts = max(1, round(share * track.samples / RATE / seconds[track.kind]))
     for part in range(parts):
         yield replace(track, part=part, parts=parts)
 

@@ -1,237 +1,171 @@
 """voxaug: any voice over any backing, drawn by a rule and rendered with effects.
 
-`draw` is pure: (catalogue, seed, epoch, index) -> `Mix`, plain numbers that say which tracks, where cut, how loud and
-how changed. `render` turns a `Mix` into audio. The pairing is that of carperbr's voxaug2 (frame-transformer, commit
-85e7f18b, dataset_voxaug2.py): at epoch e, backing i meets voice (e + i) mod n, so that no pair repeats until all were
-heard. The effects are ours: they stand in for the singers, rooms and producers that the data lacks.
+`draw` is pure: (catalogue, seed, epoch, index, strengths) -> `Mix`, plain numbers that say which tracks, where cut, how
+loud and how changed. `render` turns a `Mix` into audio. The pairing is that of carperbr's voxaug2 (frame-transformer,
+commit 85e7f18b, dataset_voxaug2.py): at epoch e, backing i meets voice (e + i) mod n, so that no pair repeats until all
+were heard. An epoch is every section of every backing once, in an order of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
+from math import inf, log10
 
 import numpy as np
 import torch
-from scipy import fft, ndimage
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from vocalremover.audio import resample
-from vocalremover.training.data import RATE, Catalogue, Track
+from vocalremover.training.data import Catalogue, Track
+from vocalremover.training.mixes import BANDS, FLAT, Mix, Part
+from vocalremover.training.rendering import ROOMS, render, render_batch
+from vocalremover.training.strengths import OURS, PRESETS, Doses, Strengths, strengths_of
 
-LEVEL = 0.1  # RMS that voices and backings are brought to before their gain: -20 dBFS
-ROOMS = 64
-BANDS = 12  # knots of a random equaliser, evenly spaced in octaves from 40 Hz to 20 kHz
+__all__ = ["OURS", "PRESETS", "Mix", "Mixes", "Part", "Strengths", "draw", "render", "render_batch", "strengths_of"]
 
-
-@dataclass(frozen=True)
-class Voice:
-    """One voice of a mix. semitones: change of speed, which moves pitch and formants; pan: -1 left .. 1 right."""
-
-    track: Track
-    start: float
-    semitones: float
-    gain_db: float
-    pan: float
-    equaliser_db: tuple[float, ...]
-    compression: float
-    drive: float
-    room: int
-    wet_db: float
-    echo_seconds: float
-    echo_db: float
-    double_seconds: float
-    silence: tuple[float, float]
+GRID = 0.25  # semitones between speeds that are drawn: few lengths, whose transforms are planned once
+INTERVALS = (-12, -5, -4, -3, 3, 4, 5, 7, 12, -0.1, 0.1, 0.15)  # harmonies, and the same line sung again
 
 
-@dataclass(frozen=True)
-class Backing:
-    """One instrumental of a mix; swap: left and right exchanged; mono: both channels the same."""
+class Mixes(Dataset):
+    """Training examples by their number: number k is place k mod n of epoch k // n, n being the backings.
 
-    track: Track
-    start: float
-    semitones: float
-    gain_db: float
-    equaliser_db: tuple[float, ...]
-    swap: bool
-    mono: bool
+    The same number is the same example on any rank and in any worker; whoever hands out the numbers decides who hears
+    what. There is no last one.
+    """
+
+    def __init__(self, catalogue: Catalogue, seed: int, samples: int, strengths: Strengths = OURS) -> None:
+        self.catalogue, self.seed, self.samples, self.strengths = catalogue, seed, samples, strengths
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def mix(self, number: int) -> Mix:
+        """The example as it was drawn, without its audio."""
+        epoch, index = divmod(number, len(self.catalogue.backings))
+        return draw(self.catalogue, self.seed, epoch, index, self.strengths)
+
+    def __getitem__(self, number: int) -> Tensor:
+        """float32 `[2 (mixture, vocals), 2 channels, samples]`."""
+        return torch.from_numpy(np.stack(render(self.mix(number), self.samples)))
 
 
-@dataclass(frozen=True)
-class Mix:
-    """One training example: what sounds, and the level of the whole."""
-
-    voices: tuple[Voice, ...]
-    backings: tuple[Backing, ...]
-    gain_db: float
-
-
-def draw(catalogue: Catalogue, seed: int, epoch: int, index: int) -> Mix:
-    """The mix at this place of this epoch; the same arguments always draw the same mix."""
+def draw(catalogue: Catalogue, seed: int, epoch: int, index: int, strengths: Strengths = OURS) -> Mix:
+    """The mix at this place (0 to backings - 1) of this epoch; the same arguments always draw the same mix."""
     rng = np.random.Generator(np.random.PCG64([seed, epoch, index]))
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(catalogue.voices))
-    track = catalogue.voices[order[(epoch + index) % len(order)]]
-    backing = catalogue.backings[index % len(catalogue.backings)]
-    gain_db = float(rng.uniform(-14, 4))
-    partners = {vocals.path: instrumental for vocals, instrumental in catalogue.songs}
-    if track.path in partners and rng.random() < 0.5:  # a song as it was mixed, only cut elsewhere
-        start = float(rng.random())
-        voice = Voice(track, start, 0, -3, 0, (0.0,) * BANDS, 0, 0, 0, -np.inf, 0, -np.inf, 0, (0, 0))
-        song = Backing(partners[track.path], start, 0, 0, (0.0,) * BANDS, False, False)
-        return Mix((voice,), (song,), gain_db)
-    voices = [draw_voice(rng, track, float(np.clip(rng.normal(-2, 4.5), -14, 9)))]
-    if rng.random() < 0.2:
-        other = catalogue.voices[rng.integers(len(catalogue.voices))]
-        voices.append(draw_voice(rng, other, voices[0].gain_db - float(rng.uniform(0, 10))))
-    backings = [draw_backing(rng, backing, 0.0)]
-    if rng.random() < 0.15:
-        other = catalogue.backings[rng.integers(len(catalogue.backings))]
-        backings.append(draw_backing(rng, other, float(rng.uniform(-12, 0))))
-    alone = rng.random()
-    return Mix(() if alone < 0.08 else tuple(voices), () if alone > 0.97 else tuple(backings), gain_db)
+    place = int(_order(len(catalogue.backings), (seed, epoch, 1))[index])
+    voices = _order(len(catalogue.voices), (seed,))
+    voice = catalogue.voices[int(voices[(epoch + place) % len(voices)])]
+    backing = catalogue.backings[place]
+    kinds = rng.random(3)
+    whole = {
+        "gain_db": strengths.gain_db.draw(rng),
+        "swap": bool(rng.random() < strengths.swap),
+        "codec": strengths.codec.draw(rng, inf),
+        "high_cut": strengths.high_cut.draw(rng, inf),
+    }
+    partner = catalogue.partners.get(voice.path)
+    if partner and kinds[0] < strengths.song:
+        parts = _draw_song(rng, voice, partner, strengths)
+        level = "song" if strengths.level else "none"
+    else:
+        parts = _draw_voices(rng, catalogue, voice, strengths), _draw_backings(rng, catalogue, backing, strengths)
+        level = "parts" if strengths.level else "none"
+    silent, alone = kinds[1] < strengths.no_voice, kinds[2] < strengths.no_backing
+    return Mix(() if silent else parts[0], () if alone and not silent else parts[1], level=level, **whole)
 
 
-def draw_voice(rng: np.random.Generator, track: Track, gain_db: float) -> Voice:
-    """A voice with random effects, most of them absent."""
-    length = rng.uniform(0.1, 0.6) if rng.random() < 0.3 else 0.0
-    begin = rng.uniform(0, 1 - length)
-    return Voice(
+def _draw_voices(
+    rng: np.random.Generator, catalogue: Catalogue, track: Track, strengths: Strengths
+) -> tuple[Part, ...]:
+    """The voice, maybe with a harmony to it, maybe with another singer."""
+    voices = [_draw_part(rng, track, strengths.voice)]
+    level = strengths.voice.harmony.draw(rng, -inf)
+    interval = float(rng.choice(INTERVALS))
+    other = catalogue.voices[rng.integers(len(catalogue.voices))]
+    second = _draw_part(rng, other, strengths.voice)
+    beside = strengths.second_voice.draw(rng, -inf)
+    if level > -inf:
+        voices.append(_harmony(voices[0], interval, level, strengths.voice.aside.low * float(rng.choice((-1, 1)))))
+    if beside > -inf:
+        voices.append(replace(second, gain_db=voices[0].gain_db + beside))
+    return tuple(voices)
+
+
+def _draw_backings(
+    rng: np.random.Generator, catalogue: Catalogue, track: Track, strengths: Strengths
+) -> tuple[Part, ...]:
+    first = _draw_part(rng, track, strengths.backing)
+    other = catalogue.backings[rng.integers(len(catalogue.backings))]
+    second = _draw_part(rng, other, strengths.backing)
+    beside = strengths.second_backing.draw(rng, -inf)
+    return (first,) if beside == -inf else (first, replace(second, gain_db=first.gain_db + beside))
+
+
+def _draw_song(rng: np.random.Generator, voice: Track, backing: Track, strengths: Strengths) -> tuple:
+    """A song's two stems cut at the same place, with the speed and the equaliser of the whole."""
+    start = float(rng.random())
+    speed = _on_grid(strengths.backing.speed.draw(rng))
+    equaliser = _draw_equaliser(rng, strengths.backing.equaliser_db.draw(rng))
+    # The backing is cut where the voice is, though it has sections of its own elsewhere.
+    stems = (voice, replace(backing, part=voice.part, parts=voice.parts, samples=voice.samples))
+    return tuple((Part(stem, start, speed=speed, equaliser_db=equaliser),) for stem in stems)
+
+
+def _draw_part(rng: np.random.Generator, track: Track, doses: Doses) -> Part:
+    """A part with random effects, most of them absent."""
+    aside, pan = doses.aside.draw(rng), doses.pan.draw(rng)
+    gap, begin = doses.gap.draw(rng), rng.random()
+    return Part(
         track=track,
         start=float(rng.random()),
-        semitones=float(rng.uniform(-4, 4)) if rng.random() < 0.7 else 0.0,
-        gain_db=gain_db,
-        pan=float(np.clip(rng.normal(0, 0.08), -1, 1)) if rng.random() < 0.8 else float(rng.uniform(-0.8, 0.8)),
-        equaliser_db=draw_equaliser(rng, 4.0),
-        compression=float(rng.uniform(0.1, 0.6)) if rng.random() < 0.5 else 0.0,
-        drive=float(rng.uniform(0.5, 4)) if rng.random() < 0.2 else 0.0,
-        room=int(rng.integers(ROOMS)),
-        wet_db=float(rng.uniform(-26, -6)) if rng.random() < 0.7 else -np.inf,
+        gain_db=doses.gain_db.draw(rng) + 20 * log10(doses.factor.draw(rng, 1.0)),
+        speed=_on_grid(doses.speed.draw(rng)),
+        tempo=doses.tempo.draw(rng, 1.0),
+        formant=doses.formant.draw(rng),
+        pan=aside or pan,
+        width=0.0 if rng.random() < doses.mono.chance else doses.width.draw(rng, 1.0),
+        equaliser_db=_draw_equaliser(rng, doses.equaliser_db.draw(rng)),
+        compression=doses.compression.draw(rng, 1.0),
+        drive=doses.drive.draw(rng),
+        low_cut=doses.low_cut.draw(rng),
+        high_cut=doses.high_cut.draw(rng, inf),
         echo_seconds=float(rng.uniform(0.06, 0.6)),
-        echo_db=float(rng.uniform(-20, -8)) if rng.random() < 0.2 else -np.inf,
-        double_seconds=float(rng.uniform(0.008, 0.03)) if rng.random() < 0.2 else 0.0,
-        silence=(float(begin), float(begin + length)),
+        echo_db=doses.echo_db.draw(rng, -inf),
+        room=int(rng.integers(ROOMS)),
+        wet_db=doses.wet_db.draw(rng, -inf),
+        double=doses.double.draw(rng),
+        roughness=doses.roughness.draw(rng),
+        phase=doses.phase.draw(rng),
+        noise=int(rng.integers(1 << 31)),
+        gap=(begin * (1 - gap), begin * (1 - gap) + gap),
+        swap=bool(rng.random() < doses.swap.chance),
+        drop=int(rng.integers(2)) if rng.random() < doses.drop.chance else -1,
     )
 
 
-def draw_backing(rng: np.random.Generator, track: Track, gain_db: float) -> Backing:
-    """A backing with a random cut, speed and equaliser."""
-    return Backing(
-        track=track,
-        start=float(rng.random()),
-        semitones=float(rng.uniform(-3, 3)) if rng.random() < 0.4 else 0.0,
-        gain_db=gain_db,
-        equaliser_db=draw_equaliser(rng, 3.0),
-        swap=bool(rng.random() < 0.5),
-        mono=bool(rng.random() < 0.08),
+def _harmony(voice: Part, interval: float, level_db: float, pan: float) -> Part:
+    """The same line at the same time, `interval` semitones away, with another throat."""
+    return replace(
+        voice,
+        speed=voice.speed + interval,
+        tempo=voice.tempo * 2 ** (-interval / 12),
+        formant=voice.formant - interval / 2,  # half way between the tape's throat and the singer's own
+        gain_db=voice.gain_db + level_db,
+        pan=pan / 2,
+        double=0.0,
     )
 
 
-def draw_equaliser(rng: np.random.Generator, spread_db: float) -> tuple[float, ...]:
-    """Gains in dB at the knots, flat in a third of the draws."""
-    if rng.random() < 1 / 3:
-        return (0.0,) * BANDS
-    return tuple(float(gain) for gain in rng.normal(0, spread_db, BANDS))
+def _draw_equaliser(rng: np.random.Generator, spread_db: float) -> tuple[float, ...]:
+    gains = rng.standard_normal(BANDS)
+    return tuple(float(spread_db * gain) for gain in gains) if spread_db else FLAT
 
 
-def render(mix: Mix, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """(mixture, vocals), each float32 `[2, samples]` at 44.1 kHz."""
-    vocals = np.zeros((2, samples), np.float32)
-    for voice in mix.voices:
-        vocals += render_voice(voice, samples)
-    backing = np.zeros((2, samples), np.float32)
-    for part in mix.backings:
-        backing += render_backing(part, samples)
-    gain = np.float32(decibels(mix.gain_db))
-    return gain * (vocals + backing), gain * vocals
+def _on_grid(semitones: float) -> float:
+    return round(semitones / GRID) * GRID
 
 
-def render_voice(voice: Voice, samples: int) -> np.ndarray:
-    """float32 `[2, samples]`."""
-    audio = change_speed(voice.track, voice.start, voice.semitones, samples)
-    if audio.shape[0] == 2:  # a finished stem: keep its stereo picture
-        return audio * np.float32(decibels(voice.gain_db) * LEVEL / loudness(audio))
-    voiced = audio[0] / loudness(audio)
-    if voice.compression:
-        power = ndimage.uniform_filter1d(np.square(voiced), RATE // 20)
-        envelope = np.sqrt(np.maximum(power, 0)) + 0.05  # the running sum can round below zero
-        voiced = voiced * envelope**-voice.compression
-    if voice.drive:
-        voiced = np.tanh(voice.drive * voiced) / voice.drive
-    first, last = (int(edge * samples) for edge in voice.silence)
-    voiced[first:last] = 0
-    spectrum = fft.rfft(voiced.astype(np.float32))
-    response = (equaliser(voice.equaliser_db, samples) * rumble_filter(samples)).astype(np.complex64)
-    if voice.echo_db > -np.inf:
-        response *= 1 + decibels(voice.echo_db) * delay(voice.echo_seconds, samples)
-    sides = np.stack([response, response])
-    if voice.wet_db > -np.inf:
-        sides *= 1 + np.complex64(decibels(voice.wet_db)) * room(voice.room, samples)
-    if voice.double_seconds:  # the same line sung twice, to the left and to the right
-        sides[0] *= 1 + np.complex64(0.7) * delay(voice.double_seconds, samples)
-        sides[1] *= 1 + np.complex64(0.7) * delay(voice.double_seconds * 1.7, samples)
-    placed = np.sqrt([[1 - voice.pan], [1 + voice.pan]]).astype(np.float32)
-    stereo = placed * fft.irfft(spectrum * sides, n=samples)
-    return stereo * np.float32(decibels(voice.gain_db) * LEVEL / loudness(stereo))
-
-
-def render_backing(backing: Backing, samples: int) -> np.ndarray:
-    """float32 `[2, samples]`."""
-    audio = change_speed(backing.track, backing.start, backing.semitones, samples)
-    if any(backing.equaliser_db):
-        audio = fft.irfft(fft.rfft(audio) * equaliser(backing.equaliser_db, samples), n=samples)
-    if backing.mono:
-        audio = audio.mean(axis=0, keepdims=True)
-    stereo = np.broadcast_to(audio, (2, samples))
-    stereo = stereo[::-1] if backing.swap else stereo
-    return stereo * np.float32(decibels(backing.gain_db) * LEVEL / loudness(stereo))
-
-
-def change_speed(track: Track, start: float, semitones: float, samples: int) -> np.ndarray:
-    """float32 `[channels, samples]` of the track, sped up or slowed down like a tape."""
-    if not semitones:
-        return track.crop(start, samples)
-    played_at = round(RATE * 2 ** (semitones / 12))
-    taken = track.crop(start, samples * played_at // RATE + 2)
-    blocks = resample([torch.from_numpy(taken)], played_at, RATE)
-    return torch.cat(list(blocks), dim=-1)[:, :samples].numpy()
-
-
-def loudness(audio: np.ndarray) -> float:
-    """RMS of the louder half of the tenths of a second, so that pauses do not count; at least -60 dBFS."""
-    power = np.square(audio).mean(axis=0)
-    parts = power[: power.size // 4410 * 4410].reshape(-1, 4410).mean(axis=1)
-    return float(np.sqrt(np.sort(parts)[parts.size // 2 :].mean())) + 1e-3
-
-
-def decibels(gain_db: float) -> float:
-    """dB -> factor; minus infinity is silence."""
-    return float(10 ** (gain_db / 20))
-
-
-def equaliser(gains_db: tuple[float, ...], samples: int) -> np.ndarray:
-    """float32 `[samples // 2 + 1]`: the gains, joined by straight lines over octaves."""
-    octaves = np.log2(fft.rfftfreq(samples, 1 / RATE).astype(np.float32) + 1)
-    knots = np.linspace(np.log2(40), np.log2(20000), BANDS)
-    return (10 ** (np.interp(octaves, knots, gains_db) / 20)).astype(np.float32)
-
-
-def rumble_filter(samples: int) -> np.ndarray:
-    """float32 `[samples // 2 + 1]`: what every vocal track passes, since below the voice there is only the room."""
-    hertz = fft.rfftfreq(samples, 1 / RATE).astype(np.float32)
-    return 1 / np.sqrt(1 + (70 / np.maximum(hertz, 1)) ** 8)
-
-
-def delay(seconds: float, samples: int) -> np.ndarray:
-    """complex64 `[samples // 2 + 1]`: the response of a delay."""
-    return np.exp(-2j * np.pi * seconds * fft.rfftfreq(samples, 1 / RATE)).astype(np.complex64)
-
-
-@lru_cache(maxsize=ROOMS)
-def room(number: int, samples: int) -> np.ndarray:
-    """complex64 `[2, samples // 2 + 1]`: a synthetic hall, noise that decays, of unit energy; `number` tells which."""
-    rng = np.random.Generator(np.random.PCG64(number))
-    length = min(samples, int(2.0 * RATE))
-    seconds = np.arange(length, dtype=np.float32) / RATE
-    decay = 10 ** (-3 * seconds / rng.uniform(0.25, 2.5))  # -60 dB after the drawn reverberation time
-    tail = (rng.standard_normal((2, length)) * decay).astype(np.float32)
-    tail[:, : int(rng.uniform(0, 0.04) * RATE)] = 0
-    tail = ndimage.uniform_filter1d(tail, int(rng.integers(1, 8)), axis=1)  # walls swallow the highs first
-    tail /= np.sqrt(np.square(tail).sum(axis=1, keepdims=True))
-    return fft.rfft(tail, n=samples).astype(np.complex64)
+@lru_cache(maxsize=8)
+def _order(count: int, seed: tuple[int, ...]) -> np.ndarray:
+    """An order of so many things that the seed alone decides."""
+    return np.random.Generator(np.random.PCG64(seed)).permutation(count)
