@@ -33,3 +33,7 @@ class InputError(VocalRemoverError):
     """There is nothing to do: no song was found."""
 
     exit_code = 5
+
+
+class TrainingError(VocalRemoverError):
+    """A training run cannot go on."""

@@ -1,42 +1,247 @@
-"""`vocalremover train`: a folder of voices and backings in, a checkpoint out."""
+"""`vocalremover train`: audio and a recipe in, a checkpoint out; `vocalremover train prepare`: only decode the audio.
 
+Under torchrun every process runs this command; only the first one speaks.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vocalremover.cli.output import say
+from vocalremover.cli.output import PLAIN_SECONDS, clock, say
+
+if TYPE_CHECKING:
+    from vocalremover.training.data import Catalogue, Sources
+    from vocalremover.training.distributed import World
+    from vocalremover.training.recipe import Recipe
+    from vocalremover.training.train import Run
+
+FOLDER = click.Path(path_type=Path)
 
 
-@click.command("train")
-@click.argument("data", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--cache", type=click.Path(path_type=Path),
-    help="Where decoded audio is kept, about 10 MB a minute.  [default: OUT/cache]",
-)
-@click.option("--minutes", default=60.0, show_default=True, help="How long the whole run takes, over all its pieces.")
-@click.option("--batch", default=4, show_default=True, type=click.IntRange(min=1), help="Examples a step.")
-@click.option("--frames", default=256, show_default=True, type=click.IntRange(min=8), help="Length of an example.")
-@click.option("--learning-rate", default=1.5e-3, show_default=True)
-@click.option("--held-out", multiple=True, metavar="PREFIX", help="Paths that begin so are kept for validation.")
-@click.option("--seed", default=1, show_default=True)
-@click.option("-d", "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]|mps")
-def command(
-    data: Path, out: Path, cache: Path | None, minutes: float, batch: int, frames: int, learning_rate: float,
-    held_out: tuple[str, ...], seed: int, device: str,
-) -> None:  # fmt: skip
-    """Trains the compact network on DATA and saves it in OUT, or goes on with what OUT holds.
-
-    DATA holds audio and a manifest.csv with the columns path and kind: instrumental, singing, syllables, speech, or
-    multitrack for a folder with vocals.* and instrumental.* of one song. OUT/best.safetensors works with separate -m.
-    """
-    from vocalremover.devices import choose_device
-    from vocalremover.training.train import Training, train
-
-    run = Training(
-        data, cache or out / "cache", out, minutes=minutes, batch=batch, frames=frames, learning_rate=learning_rate,
-        held_out=held_out, seed=seed, device=str(choose_device(device)),
+def audio_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What names the audio to train on."""
+    options = (
+        click.option("--instrumentals", multiple=True, type=FOLDER, metavar="DIR", help="Songs without a voice."),
+        click.option("--vocals", multiple=True, type=FOLDER, metavar="DIR", help="Voices without instruments."),
+        click.option(
+            "--pairs", multiple=True, type=FOLDER, metavar="DIR",
+            help="Songs with their stems, such as SONG/mixture.wav and SONG/vocals.wav.",
+        ),
+        click.option(
+            "--data", type=FOLDER, metavar="DIR", help="A folder with a manifest.csv: columns path, kind and others."
+        ),
+        click.option("--held-out", multiple=True, metavar="PREFIX", help="Leave out paths that begin so."),
+        click.option("--cache", type=FOLDER, metavar="DIR", help="For decoded audio, about 10 MB a minute."),
+        click.option("--cache-gb", type=click.FloatRange(min=0), help="The most the cache may take.  [default: any]"),
+        click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="For the audio."),
     )  # fmt: skip
-    for line in train(run):
-        say(f"step {line['step']}, {line['minutes']:.1f} of {minutes:g} minutes, loss {line['loss']:.4f}")
-    click.echo(out / "best.safetensors")
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group("train", invoke_without_command=True)
+@click.option("--model", metavar="NAME", help="What to train.  [default: the recipe's]")
+@click.option("--recipe", metavar="NAME|FILE", help="How: a recipe that comes along, or YAML.  [default: the model's]")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Folder of the run; a run that is in it goes on.")
+@click.option("--start", metavar="NAME|FILE", help="Weights to begin with, as separate -m takes them.")
+@audio_options
+@click.option("--validation", type=FOLDER, metavar="DIR", help="Whole songs with their stems, to be judged by.")
+@click.option("--steps", type=click.IntRange(min=1), help="End after so many.  [default: the recipe's]")
+@click.option("--minutes", type=click.FloatRange(min=0), help="End after so long, all pieces of the run together.")
+@click.option(
+    "--mixing", type=click.Choice(["auto", "workers", "device"]), default="auto", show_default=True,
+    help="Who mixes examples: processes on the CPU, or the device; auto is the device for CUDA.",
+)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: the recipe's]")
+@click.option("--seed", type=int, help="[default: the recipe's]")
+@click.option("--compile/--no-compile", "compiled", default=None, help="Use torch.compile.")
+@click.option("--set", "changes", multiple=True, metavar="SETTING=VALUE", help="Any setting: optimiser.clip=0.5")
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard, too.")
+@click.option("-d", "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+@click.pass_context
+def command(
+    context: click.Context, model: str | None, recipe: str | None, out: Path | None, start: str | None,
+    instrumentals: tuple[Path, ...], vocals: tuple[Path, ...], pairs: tuple[Path, ...], data: Path | None,
+    held_out: tuple[str, ...], cache: Path | None, cache_gb: float | None, workers: int, validation: Path | None,
+    steps: int | None, minutes: float | None, mixing: str, precision: str | None, seed: int | None,
+    compiled: bool | None, changes: tuple[str, ...], tensorboard: bool, device: str, quiet: bool,
+) -> None:  # fmt: skip
+    """Trains a model on your audio and saves it in the folder of the run, or goes on with what the folder holds.
+
+    Example: vocalremover train --model v10 --instrumentals DIR --vocals DIR --validation DIR --out runs/mine
+
+    runs/mine/best.safetensors is for separate -m. ^C or a kill saves; the same command goes on.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from vocalremover.devices import choose_device
+    from vocalremover.training.data import Sources
+    from vocalremover.training.distributed import join_world
+    from vocalremover.training.recipe import read_recipe
+    from vocalremover.training.train import Run
+    from vocalremover.training.validation import find_songs
+
+    if out is None:
+        raise click.UsageError("--out is missing: the folder of the run")
+    how = read_recipe(
+        recipe, model, changes, steps=steps, minutes=minutes, precision=precision, seed=seed, compile=compiled
+    )
+    songs = tuple(find_songs(validation))
+    sources = Sources(instrumentals, vocals, pairs, data, held_out)
+    with join_world(choose_device(device)) as world:
+        speaking = world.first and not quiet
+        catalogue = decode_together(sources, cache or out / "cache", cache_gb, workers, world, speaking)
+        on_device = mixing == "device" or (mixing == "auto" and world.device.type == "cuda")
+        run = Run(how, out, catalogue, songs, start, None if on_device else workers, tensorboard)
+        stopped = follow(run, world, speaking)
+        if speaking and not stopped:
+            click.echo(out / "best.safetensors")
+    if stopped:
+        say("vocalremover: stopped; the run is saved, and the same command goes on", 0 if speaking else -1)
+        sys.exit(128 + stopped)
+
+
+@command.command("prepare")
+@audio_options
+@click.option("--verify", is_flag=True, help="Compare the checksums of what is decoded already.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def prepare_command(
+    instrumentals: tuple[Path, ...], vocals: tuple[Path, ...], pairs: tuple[Path, ...], data: Path | None,
+    held_out: tuple[str, ...], cache: Path | None, cache_gb: float | None, workers: int, verify: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Decodes audio into --cache once, so that no training has to wait for it, and says what cannot be used."""
+    from vocalremover.training.data import Sources
+
+    if cache is None:
+        raise click.UsageError("--cache is missing: the folder for decoded audio")
+    sources = Sources(instrumentals, vocals, pairs, data, held_out)
+    decode(sources, cache, cache_gb, workers, not quiet, verify)
+    click.echo(cache)
+
+
+def decode_together(
+    sources: Sources, cache: Path, gigabytes: float | None, workers: int, world: World, speaking: bool
+) -> Catalogue:
+    """The catalogue in every process; the first one decodes what is missing, the others read what it left."""
+    from vocalremover.training.data import load
+
+    catalogue = decode(sources, cache, gigabytes, workers, speaking) if world.first else None
+    world.wait()
+    return catalogue or load(cache)
+
+
+def decode(
+    sources: Sources, cache: Path, gigabytes: float | None, workers: int, speaking: bool, verify: bool = False
+) -> Catalogue:
+    """Prepare the audio, saying how far it is and what was left out."""
+    from vocalremover.training.data import prepare
+
+    def progress(entries: Iterable[Any], count: int) -> Iterator[Any]:
+        told = perf_counter()
+        for done, entry in enumerate(entries, start=1):
+            yield entry
+            if speaking and (done == count or perf_counter() - told >= PLAIN_SECONDS):
+                told = perf_counter()
+                say(f"decoded {done} of {count} files")
+
+    limit = None if gigabytes is None else int(gigabytes * 1e9)
+    catalogue = prepare(sources, cache, limit, verify, workers, progress)
+    if speaking:
+        for problem in catalogue.problems:
+            say(f"warning: {problem}")
+        voices, backings, songs = map(len, (catalogue.voices, catalogue.backings, catalogue.songs))
+        say(f"{voices} voices, {backings} instrumentals and {songs} whole songs to draw from")
+    return catalogue
+
+
+def follow(run: Run, world: World, speaking: bool) -> int:
+    """Train and tell how it goes; the number of the signal that ended it, or 0."""
+    from vocalremover.training.train import train
+
+    with polite_signals() as received:
+        lines = train(run, world, lambda: bool(received))
+        show = silent if not speaking else bar if sys.stderr.isatty() else plain
+        show(lines, run.recipe)
+    return received[0] if received else 0
+
+
+def silent(lines: Iterable[dict[str, Any]], recipe: Recipe) -> None:
+    """Nothing to see."""
+    for _ in lines:
+        pass
+
+
+def plain(lines: Iterable[dict[str, Any]], recipe: Recipe) -> None:
+    """A line now and then, for a log; every validation."""
+    told = -PLAIN_SECONDS
+    for line in lines:
+        if "loss" not in line or perf_counter() - told >= PLAIN_SECONDS:
+            told = perf_counter() if "loss" in line else told
+            say(sentence(line, recipe))
+
+
+def bar(lines: Iterable[dict[str, Any]], recipe: Recipe) -> None:
+    """A bar on the terminal with loss, examples a second and the time left; validations stay above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
+        task = progress.add_task("preparing", total=1.0)
+        for line in lines:
+            if "loss" in line:
+                done = share_done(line, recipe)
+                progress.update(task, completed=done, description=sentence(line, recipe))
+            else:
+                console.print(sentence(line, recipe), markup=False, highlight=False)
+
+
+def sentence(line: dict[str, Any], recipe: Recipe) -> str:
+    """A line of the log for people."""
+    if "score" in line:
+        unit = "" if recipe.kind == "pretrain" else " dB"
+        return f"step {line['step']}: validation {line['score']:.3f}{unit}, best {line['best']:.3f}{unit}"
+    if "mixes" in line:
+        return f"step {line['step']}: skipped, its loss is not finite (examples {line['examples']})"
+    done = share_done(line, recipe)
+    left = f", {clock(60 * line['minutes'] * (1 - done) / done)} left" if done else ""
+    speed = f"{line['examples_per_second']:.1f} examples/s"
+    return f"step {line['step']}, {clock(60 * line['minutes'])}, loss {line['loss']:.4f}, {speed}{left}"
+
+
+def share_done(line: dict[str, Any], recipe: Recipe) -> float:
+    """How far the run is, 0..1, by whichever limit comes first."""
+    steps = line["step"] / recipe.steps if recipe.steps else 0.0
+    minutes = line["minutes"] / recipe.minutes if recipe.minutes else 0.0
+    return min(max(steps, minutes), 1.0)
+
+
+@contextmanager
+def polite_signals() -> Iterator[list[int]]:
+    """While it lasts, ^C and a kill are only noted, so that a step is finished and the run saved; a second one ends."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            sys.exit(128 + number)
+        received.append(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    replaced = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)

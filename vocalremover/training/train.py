@@ -1,172 +1,179 @@
-"""Train the mask of a spectrogram network on voxaug mixes; one plain loop, read from top to bottom.
+"""The training loop, read from top to bottom; everything it does in a step is in the rooms beside it.
 
-A run lives in a folder: `last.pt` holds all that is needed to go on (saved every few minutes, atomically), `log.jsonl`
-a line every so often, `best.safetensors` the averaged weights as `vocalremover separate -m` takes them, `CREDITS.md`
-whose audio they were trained on. A run is as long as its `minutes`, counted over all the pieces it was run in, so that
-a machine that is at hand only for a while can be used.
+A run lives in a folder: `last.pt` holds all that is needed to go on, `best.safetensors` and `last.safetensors` the
+averaged weights as `vocalremover separate -m` takes them, `step_N.safetensors` those of now and then, `recipe.yaml` the
+settings in force, `log.jsonl` what happened, `loss.png` and `spectrograms.png` the same to look at, `CREDITS.md` whose
+audio was used. The same command goes on with what the folder holds.
 """
 
-import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from vocalremover.checkpoint import save
-from vocalremover.models import MODELS, ModelSpec
-from vocalremover.training.credits import credit, read_rows
-from vocalremover.training.data import Catalogue, prepare
-from vocalremover.training.losses import masked_error
-from vocalremover.training.schedules import warm_cosine
-from vocalremover.training.voxaug import draw, render
+from vocalremover import checkpoint
+from vocalremover.devices import choose_precision
+from vocalremover.errors import TrainingError, UsageError
+from vocalremover.models import ModelSpec
+from vocalremover.multitracks import Multitrack
+from vocalremover.training import gan, pretrain, supervised
+from vocalremover.training.batches import Batch, load_batches
+from vocalremover.training.data import Catalogue
+from vocalremover.training.distributed import World
+from vocalremover.training.optimisation import average, make_player, share_kept
+from vocalremover.training.recipe import Recipe, Stage
+from vocalremover.training.schedules import factor
+from vocalremover.training.shelf import Clock, Line, Shelf, Tally
+from vocalremover.training.state import State, copy_weights, load_state, seed_step
+from vocalremover.training.voxaug import Mixes, strengths_of
+
+STEPS = {"supervised": supervised.step, "pretrain": pretrain.step, "gan": gan.step}
+CALIBRATION = 32  # examples
 
 
 @dataclass(frozen=True)
-class Training:
-    """One run. data: the folder with manifest.csv; cache: decoded audio; out: the run's folder; held_out: path prefixes
-    kept for validation; frames: length of an example; minutes: the learning rate reaches 0 when they are over."""
+class Run:
+    """Where a run lives and what it is made from. start: a checkpoint to begin with, a name or a path; songs: to
+    validate on; workers: processes that prepare examples, None to have the device do it; tensorboard: whether to log
+    for it as well."""
 
-    data: Path
-    cache: Path
+    recipe: Recipe
     out: Path
-    model: str = "default"
-    minutes: float = 60
-    batch: int = 4
-    frames: int = 256
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.01
-    warm_steps: int = 200
-    clip: float = 1.0
-    averaging: float = 0.999
-    save_minutes: float = 4
-    seed: int = 1
-    held_out: tuple[str, ...] = ()
-    device: str = "cpu"
-    workers: int = 1
+    catalogue: Catalogue
+    songs: tuple[Multitrack, ...] = ()
+    start: str | None = None
+    workers: int | None = 1
+    tensorboard: bool = False
 
 
-class Mixes(Dataset):
-    """Mix number `place` of the run: epoch = place // mixes in an epoch."""
+def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) -> Iterator[Line]:
+    """Train, or go on training, until the steps or the minutes are over or `stopping` says so; yields the log's lines.
 
-    def __init__(self, catalogue: Catalogue, seed: int, samples: int, first: int) -> None:
-        self.catalogue, self.seed, self.samples, self.first = catalogue, seed, samples, first
+    Raises UsageError for a recipe that cannot be followed and TrainingError for a run that cannot go on.
+    """
+    spec, state = begin(run, world)
+    resumed = load_state(state, run.out / "last.pt")
+    if not resumed and run.start is None:
+        calibrate(state, run, spec, world)
+    shelf = Shelf(run.out, run.recipe, spec, world, state.step, run.catalogue.credits, run.tensorboard)
+    clock, tally = Clock(run.recipe, state), Tally()
+    for stage, batches in stages(run, state, spec, world, tally):
+        state.minutes = clock.minutes()
+        hurry, over, save, check = world.any([stopping(), *clock.wishes(state)])
+        if check or (over and not hurry):
+            clock.validated = state.minutes, state.step
+            yield from shelf.examine(state, run.songs)
+        if save or check or over or hurry:
+            clock.saved = state.minutes, state.step
+            shelf.store(state)
+        if over or hurry:
+            return
+        losses, numbers, norm, rate = advance(run, state, stage, batches, spec, world)
+        tally.add(losses, norm, rate, len(numbers) * world.size, broken=state.broken[1] > 0)
+        if state.broken[1]:
+            line = describe(mixes_of(run, spec, stage), state, world.gather(numbers))
+            yield shelf.note(line)
+        if state.broken[1] >= run.recipe.patience:
+            raise TrainingError(
+                f"{state.broken[1]} steps in a row gave no finite loss: lower the learning rate, choose --precision "
+                f"fp32, or look at the last examples, {'; '.join(line['mixes'])}"
+            )
+        shelf.keep(state)
+        if state.step % run.recipe.log_steps == 0:
+            yield shelf.note(tally.line(state, clock.minutes()))
 
-    def __len__(self) -> int:
-        return 1 << 40  # the loop stops by the clock
 
-    def __getitem__(self, place: int) -> Tensor:
-        """float32 `[2 (mixture, vocals), 2 channels, samples]`."""
-        epoch, index = divmod(self.first + place, len(self.catalogue.backings))
-        mixture, vocals = render(draw(self.catalogue, self.seed, epoch, index), self.samples)
-        return torch.from_numpy(np.stack([mixture, vocals]))
-
-
-def train(run: Training) -> Iterator[dict[str, float]]:
-    """Train, or go on training, until the minutes are over; yields what the log gets: step, minutes, loss, rate."""
-    spec = MODELS[run.model]
-    torch.manual_seed(run.seed)
-    network = spec.build(run.device).train()
-    averaged = spec.build(run.device)
-    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=run.weight_decay)
+def begin(run: Run, world: World) -> tuple[ModelSpec, State]:
+    """The model and the run before its first step, which `load_state` may move on."""
+    recipe = run.recipe
+    if recipe.steps is None and recipe.minutes is None:
+        raise UsageError("say how long to train: steps in the recipe or --steps, or --minutes")
     run.out.mkdir(parents=True, exist_ok=True)
-    step, minutes = resume(run, network, averaged, optimizer)
-    catalogue = prepare(run.data, run.cache, run.held_out)
-    credits = credit(read_rows(run.data / "manifest.csv", run.held_out))
-    (run.out / "CREDITS.md").write_text(credits, encoding="utf-8")
-    examples = batches(run, spec, catalogue, first=step * run.batch)
-    if step == 0:
-        network.calibrate(torch.cat([next(examples)[0] for _ in range(8)]).abs())
-        averaged.load_state_dict(network.state_dict())
-    began, saved = time.monotonic() - 60 * minutes, minutes
-    losses = []
-    while minutes < run.minutes:
-        rate = run.learning_rate * warm_cosine(minutes / run.minutes, step, run.warm_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        mixture, vocals = next(examples)
-        loss = masked_error(network(mixture.abs()), mixture, vocals)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), run.clip)
-        optimizer.step()
-        average(averaged, network, min(run.averaging, (1 + step) / (10 + step)))
-        losses.append(loss.item())
-        step, minutes = step + 1, (time.monotonic() - began) / 60
-        if step % 20 == 0:
-            yield note(run.out / "log.jsonl", step=step, minutes=minutes, loss=sum(losses) / len(losses), rate=rate)
-            losses.clear()
-        if minutes - saved > run.save_minutes:
-            saved = minutes
-            checkpoint(run, spec, network, averaged, optimizer, step, minutes)
-    checkpoint(run, spec, network, averaged, optimizer, step, minutes)
-
-
-def batches(run: Training, spec: ModelSpec, catalogue: Catalogue, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Spectrograms of mixture and vocals, complex `[batch, 2, bins, frames]`, from mix number `first` on."""
-    samples = (run.frames - 1) * spec.stft.hop
-    mixes = Mixes(catalogue, run.seed, samples, first)
-    loader = DataLoader(mixes, run.batch, num_workers=run.workers, prefetch_factor=4 if run.workers else None)
-    for audio in loader:
-        mixture, vocals = spec.stft.forward(audio.to(run.device)).unbind(dim=1)
-        yield mixture, vocals
+    torch.manual_seed(recipe.seed)
+    spec, weights = recipe.spec(), None
+    if run.start is not None:
+        base, network = checkpoint.load(run.start)
+        if base.network != spec.network:
+            raise UsageError(f"{run.start} holds a {base.network} network, and the recipe is for {spec.network}")
+        spec, weights = recipe.spec(base), network.state_dict()
+    supervised.check(recipe, spec)
+    precision = choose_precision(recipe.precision, world.device)
+    network = spec.build("cpu")
+    if weights is not None:
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UsageError(f"{run.start} does not fit the recipe's network: leave the arguments alone") from error
+    players = {"network": make_player(network, recipe.optimiser, precision, world, recipe.compile)}
+    if recipe.kind == "gan":
+        settings = replace(recipe.optimiser, learning_rate=recipe.adversary.learning_rate, freeze=(), layer_decay=1.0)
+        players["judge"] = make_player(gan.make_judge(recipe, spec), settings, precision, world, recipe.compile)
+    return spec, State(players, copy_weights(network))
 
 
 @torch.no_grad()
-def average(averaged: nn.Module, network: nn.Module, keep: float) -> None:
-    """Move the averaged weights and statistics towards the network's: exponential moving average."""
-    state = network.state_dict()
-    for name, value in averaged.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(state[name], 1 - keep)
-        else:
-            value.copy_(state[name])
+def calibrate(state: State, run: Run, spec: ModelSpec, world: World) -> None:
+    """Let a network that measures its input do so before it learns; the same examples in every process."""
+    network = state.players["network"].network
+    if not hasattr(network, "calibrate"):
+        return
+    stage = replace(run.recipe.stages[0], batch=4)
+    batches = load_batches(mixes_of(run, spec, stage), run.recipe, stage, spec, World(0, 1, world.device), 0, 0)
+    heard = [supervised.magnitudes(next(batches), spec) for _ in range(CALIBRATION // stage.batch)]
+    network.calibrate(torch.cat(heard))
+    state.averaged = copy_weights(network)
 
 
-def resume(
-    run: Training, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, float]:
-    """(step, minutes) of the run so far, with everything else put back; (0, 0) for a new run."""
-    path = run.out / "last.pt"
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True, map_location=run.device)
-    network.load_state_dict(state["network"])
-    averaged.load_state_dict(state["averaged"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["minutes"]
+def stages(
+    run: Run, state: State, spec: ModelSpec, world: World, tally: Tally
+) -> Iterator[tuple[Stage, Iterator[Batch]]]:
+    """The stage of every step and its batches, without end; the loader starts anew when the stage changes."""
+    stage, batches = None, iter(())
+    while True:
+        now = run.recipe.stage(state.step)
+        if now is not stage:
+            stage = now
+            mixes = mixes_of(run, spec, stage)
+            loaded = load_batches(mixes, run.recipe, stage, spec, world, state.examples, run.workers)
+            batches = tally.timed(loaded)
+        yield stage, batches
 
 
-def checkpoint(
-    run: Training,
-    spec: ModelSpec,
-    network: nn.Module,
-    averaged: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    minutes: float,
-) -> None:
-    """Save all that `resume` needs, and the averaged weights."""
-    state = {
-        "network": network.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "minutes": minutes,
-    }
-    partial = run.out / "last.part"
-    torch.save(state, partial)
-    partial.replace(run.out / "last.pt")
-    save(run.out / "best.safetensors", replace(spec, name=run.out.name), averaged, dtype=torch.float16)
+def mixes_of(run: Run, spec: ModelSpec, stage: Stage) -> Mixes:
+    """The examples of a stage, by their numbers."""
+    strengths = strengths_of(run.recipe.augmentation)
+    return Mixes(run.catalogue, run.recipe.seed, (stage.frames - 1) * spec.stft.hop, strengths)
 
 
-def note(path: Path, **values: float) -> dict[str, float]:
-    """Append one line of JSON; returns what it says."""
-    line = {key: round(value, 6) for key, value in values.items()}
-    with path.open("a") as log:
-        log.write(json.dumps(line) + "\n")
-    return line
+def advance(
+    run: Run, state: State, stage: Stage, batches: Iterator[Batch], spec: ModelSpec, world: World
+) -> tuple[dict[str, float], list[int], float, float]:
+    """One step: the losses (means over all processes), the examples of this process, the norm, the learning rate."""
+    recipe = run.recipe
+    progress = state.minutes / recipe.minutes if recipe.minutes else 0.0
+    settings, end = recipe.optimiser, recipe.schedule_end()
+    share = factor(recipe.schedule, settings.learning_rate, state.step, end, progress)
+    seed_step(recipe.seed, state.step, world.rank)
+    for name, player in state.players.items():
+        player.begin(share * (recipe.adversary.learning_rate if name == "judge" else settings.learning_rate))
+    parts, numbers = STEPS[recipe.kind](state.players, batches, stage, recipe, spec)
+    means = world.mean(torch.stack([part.float() for part in parts.values()]).tolist())
+    losses = dict(zip(parts, means, strict=True))
+    sound = all(abs(value) < float("inf") for value in losses.values())
+    norms = {name: player.move(settings.clip, sound) for name, player in state.players.items()}
+    moved = sound and all(
+        norm < float("inf") or state.players[name].overflowed(norm) for name, norm in norms.items()
+    )
+    state.broken = [state.broken[0], 0] if moved else [state.broken[0] + 1, state.broken[1] + 1]
+    if moved:
+        average(state.averaged, state.players["network"].network, share_kept(recipe.average, state.step))
+    state.step += 1
+    state.examples += len(numbers) * world.size
+    return losses, numbers, norms["network"], share * settings.learning_rate
+
+
+def describe(mixes: Mixes, state: State, numbers: list[int]) -> Line:
+    """What can be told of a broken step: the mixes are drawn again from their numbers."""
+    drawn = [str(mixes.mix(number)) for number in numbers]
+    return {"step": state.step, "skipped": state.broken[0], "examples": numbers, "mixes": drawn}

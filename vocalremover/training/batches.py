@@ -1,0 +1,135 @@
+"""Examples of a run by their numbers -> batches of audio and spectrograms on the device.
+
+Batch m of a stage, counted from the stage's (or the resumed run's) first example, gives process r of `world` examples
+first + (m * world + r) * batch and the `batch - 1` after it: whatever the number of processes and of loader workers,
+the run hears the same examples in the same order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vocalremover.models import ModelSpec
+from vocalremover.training.data import Catalogue
+from vocalremover.training.distributed import World
+from vocalremover.training.recipe import Recipe, Stage
+from vocalremover.training.rendering import Tapes, render_batch
+from vocalremover.training.voxaug import Mixes
+
+HEADROOM = 0.6  # decades of magnitude, 12 dB: how far a crop's peak may lie below its song's
+
+
+@dataclass(frozen=True)
+class Batch:
+    """numbers: of the examples; mixture, vocals: audio `[batch, 2, samples]`; the same as spectrograms, complex
+    `[batch, 2, bins, frames]`; peak `[batch, 1, 1, 1]`: what magnitudes are divided by."""
+
+    numbers: tuple[int, ...]
+    mixture: Tensor
+    vocals: Tensor
+    mixture_spectrogram: Tensor
+    vocals_spectrogram: Tensor
+    peak: Tensor
+
+
+class Examples(Dataset):
+    """An example with its number, as a worker hands it over: `[2 (mixture, vocals), 2 channels, samples]`."""
+
+    def __init__(self, mixes: Mixes) -> None:
+        self.mixes = mixes
+
+    def __getitem__(self, number: int) -> tuple[int, Tensor]:
+        return number, self.mixes[number]
+
+
+def numbers_of(first: int, batch: int, world: World) -> Iterator[list[int]]:
+    """The examples of every batch of this process, without end."""
+    start = first + world.rank * batch
+    while True:
+        yield list(range(start, start + batch))
+        start += world.size * batch
+
+
+class Sampler:
+    """`numbers_of` as a loader takes it: each iteration begins anew."""
+
+    def __init__(self, first: int, batch: int, world: World) -> None:
+        self.first, self.batch, self.world = first, batch, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return numbers_of(self.first, self.batch, self.world)
+
+
+def load_batches(
+    mixes: Mixes, recipe: Recipe, stage: Stage, spec: ModelSpec, world: World, first: int, workers: int | None
+) -> Iterator[Batch]:
+    """The batches of a stage from example number `first` on, without end.
+
+    Prepared by `workers` processes, or, where that is None, by the device itself.
+    """
+    numbers = Sampler(first, stage.batch, world)
+    for taken, audio in rendered(mixes, numbers, world) if workers is None else loaded(mixes, numbers, world, workers):
+        yield make_batch(tuple(taken), audio, recipe, spec)
+
+
+def loaded(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Numbers and audio, rendered on CPUs while the device computes."""
+    loader = DataLoader(
+        Examples(mixes), batch_sampler=numbers, num_workers=workers, prefetch_factor=4 if workers else None,
+        pin_memory=world.device.type == "cuda",
+    )  # fmt: skip
+    for taken, audio in loader:
+        yield taken.tolist(), audio.to(world.device, non_blocking=True)
+
+
+def rendered(mixes: Mixes, numbers: "Sampler", world: World) -> Iterator[tuple[list[int], Tensor]]:
+    """Numbers and audio, rendered in whole batches on the device, from its own memory if all of the audio fits."""
+    tapes = Tapes(mixes.catalogue, world.device) if fits(mixes.catalogue, world.device) else None
+    for taken in numbers:
+        both = render_batch([mixes.mix(number) for number in taken], mixes.samples, world.device, tapes)
+        yield taken, torch.stack(both, dim=1)
+
+
+def fits(catalogue: Catalogue, device: torch.device) -> bool:
+    """Whether the decoded audio takes less than a third of the device's free memory."""
+    if device.type != "cuda":
+        return False
+    tracks = (*catalogue.voices, *catalogue.backings, *(track for song in catalogue.songs for track in song))
+    size = sum(path.stat().st_size for path in {track.path for track in tracks})
+    return 3 * size < torch.cuda.mem_get_info(device)[0]
+
+
+def make_batch(numbers: tuple[int, ...], audio: Tensor, recipe: Recipe, spec: ModelSpec) -> Batch:
+    """The spectrograms of audio `[batch, 2 (mixture, vocals), 2 channels, samples]`.
+
+    In use a song is divided by the largest magnitude of the whole of it; a crop knows only its own, so the song's is
+    drawn to lie up to 12 dB above. The original divided by the instrumental's peak and clipped what came out above 1.
+    """
+    if recipe.mixup:
+        audio = mix_up(audio, [generator(recipe.seed, number, "mixup") for number in numbers], recipe.mixup)
+    spectrograms = spec.stft.forward(audio)
+    mixture, vocals = audio.unbind(dim=1)
+    peak = spectrograms[:, 0].abs().amax(dim=(1, 2, 3)).clamp(min=1e-8)
+    if spec.peak:
+        heights = [generator(recipe.seed, number, "peak").uniform(0, HEADROOM) for number in numbers]
+        peak = peak * torch.tensor([10**height for height in heights], dtype=peak.dtype, device=peak.device)
+    return Batch(
+        numbers, mixture, vocals, spectrograms[:, 0], spectrograms[:, 1], rearrange(peak, "batch -> batch 1 1 1")
+    )
+
+
+def mix_up(audio: Tensor, generators: list[np.random.Generator], beta: float) -> Tensor:
+    """Each example and its mirror place's of the batch, in shares drawn from Beta(beta, beta): a mix of two mixes."""
+    shares = torch.tensor([each.beta(beta, beta) for each in generators], dtype=audio.dtype, device=audio.device)
+    shares = rearrange(shares, "batch -> batch 1 1 1")
+    return shares * audio + (1 - shares) * audio.flip(0)
+
+
+def generator(seed: int, number: int, purpose: str) -> np.random.Generator:
+    """What is random about an example besides its mix, the same in whatever process it is drawn."""
+    return np.random.Generator(np.random.PCG64([seed, number, *purpose.encode()]))

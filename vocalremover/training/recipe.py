@@ -1,0 +1,278 @@
+"""What a training run does, as data: a YAML file, with `section.setting=value` on top -> a frozen `Recipe`.
+
+The shipped recipes lie in `recipes/`. They follow the scripts of carperbr/frame-transformer (MIT) at 85e7f18 (thin,
+V1), 5000d3d (V2b, GAN), a6786372 (V7, V10) and 9da2cd8 (primer), where these state their settings. A setting that does
+not exist is refused, so that a misspelt word never trains for days with its default.
+"""
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from vocalremover.chunks import Chunking
+from vocalremover.errors import UsageError
+from vocalremover.models import MODELS, ModelSpec
+from vocalremover.spectrogram import STFT
+
+SHIPPED = files("vocalremover.training") / "recipes"
+OWN_RECIPE = {"default": "compact", "primer": "primer_pretrain", "primer_pre": "primer_pretrain", "newft_gan": "gan"}
+LIKE = {"full": "thin", "v1": "thin", "resnet": "thin", "v3": "v2b", "newft": "v2b", "v8": "v7"}
+"""Recipes for models that have none of their own name."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum. until: the step at which it ends, None for the run's end; frames: length of an example;
+    batch: examples of one process at once; accumulation: such batches before the weights move."""
+
+    until: int | None = None
+    frames: int = 256
+    batch: int = 4
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.batch, self.accumulation) < 1 or self.frames < 2:
+            raise UsageError("a stage needs at least 2 frames, 1 example and 1 batch before the weights move")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW. clip: the largest norm of the gradients, None for any; freeze: patterns of parameter names (`encoder.*`)
+    that stay as they are; layer_decay: every block of the network learns that much more slowly than the one after."""
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    betas: tuple[float, ...] = (0.9, 0.999)
+    clip: float | None = 1.0
+    layer_decay: float = 1.0
+    freeze: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate goes; see `schedules`. warm_up and until are steps, target is a learning rate."""
+
+    kind: Literal["polynomial", "cosine", "constant"] = "polynomial"
+    warm_up: int = 0
+    until: int | None = None
+    power: float = 1.0
+    target: float = 0.0
+    form: Literal["steep", "plain"] = "plain"
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Masked pre-training. token: frames that are masked together; rate: share of the tokens; noise, intact: the shares
+    of these that are made noisy or left as they are instead of being covered."""
+
+    token: int = 64
+    rate: float = 0.2
+    noise: float = 0.1
+    intact: float = 0.1
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The network that judges, and how much its verdict weighs beside the recipe's `losses`."""
+
+    network: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    learning_rate: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. network, stft, chunking: replace what MODELS says of the model; losses: name in `losses.LOSSES` ->
+    weight; augmentation: strengths of voxaug; mixup: Beta parameter of mixing examples, 0 for none; average: share that
+    the averaged weights keep at each step, 0 for no averaging; steps, minutes: whichever is over first ends the run;
+    patience: broken batches in a row that end it; dtype: of the parameters in what is saved for separating."""
+
+    model: str = "default"
+    kind: Literal["supervised", "pretrain", "gan"] = "supervised"
+    network: Mapping[str, Any] = field(default_factory=dict)
+    stft: Mapping[str, Any] = field(default_factory=dict)
+    chunking: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=lambda: {"magnitude": 1.0})
+    stages: tuple[Stage, ...] = (Stage(),)
+    optimiser: Optimiser = Optimiser()
+    schedule: Schedule = Schedule()
+    masking: Masking = Masking()
+    adversary: Adversary = Adversary()
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    mixup: float = 0.0
+    average: float = 0.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    seed: int = 1
+    steps: int | None = None
+    minutes: float | None = None
+    log_steps: int = 20
+    save_steps: int | None = None
+    save_minutes: float = 5.0
+    keep_steps: int | None = None
+    validate_steps: int | None = None
+    validate_minutes: float | None = None
+    patience: int = 10
+    dtype: Literal["float16", "float32"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise UsageError(f"there is no model {self.model!r} to train: choose one of {', '.join(MODELS)}")
+        if MODELS[self.model].recurrent:
+            raise UsageError(f"{self.model} reads what it left of the crops before and cannot be trained here")
+        if not self.stages:
+            raise UsageError("a recipe needs at least one stage")
+        if self.log_steps < 1 or self.patience < 1:
+            raise UsageError("log_steps and patience must be at least 1")
+
+    def spec(self, base: ModelSpec | None = None) -> ModelSpec:
+        """The model to train: `base`, or what MODELS says, with the recipe's replacements."""
+        base = base or MODELS[self.model]
+        stft, chunking = ({**asdict(held), **given} for held, given in
+                          ((base.stft, self.stft), (base.chunking, self.chunking)))  # fmt: skip
+        args = {**base.args, **self.network}
+        return replace(
+            base, args=args, stft=_build(STFT, stft, "stft"), chunking=_build(Chunking, chunking, "chunking")
+        )
+
+    def stage(self, step: int) -> Stage:
+        """The stage that a step belongs to; the last one has no end."""
+        return next((stage for stage in self.stages if stage.until is None or step < stage.until), self.stages[-1])
+
+    def schedule_end(self) -> int | None:
+        """The step at which the learning rate has come down; None where the run is limited in minutes only."""
+        return self.schedule.until if self.schedule.until is not None else self.steps
+
+
+def read_recipe(
+    name_or_path: str | Path | None, model: str | None = None, changes: Sequence[str] = (), **settings: object
+) -> Recipe:
+    """The recipe of a shipped name or a YAML file; without either, the one that suits `model`.
+
+    changes: `section.setting=value`, the value in YAML. settings: whole settings that replace the file's unless None.
+    Raises UsageError in a sentence for whatever does not fit.
+    """
+    if name_or_path is None:
+        model = model or "default"
+        name_or_path = OWN_RECIPE.get(model) or LIKE.get(model) or _family(model)
+    tree = _load(str(name_or_path))
+    if model is not None:
+        tree["model"] = model
+    tree |= {key: value for key, value in settings.items() if value is not None}
+    for change in changes:
+        _change(tree, change)
+    return _build(Recipe, tree, "recipe")
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come along."""
+    return sorted(Path(entry.name).stem for entry in SHIPPED.iterdir() if entry.name.endswith(".yaml"))
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """The whole recipe in force, readable by `read_recipe`."""
+    path.write_text(yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False), encoding="utf-8")
+
+
+def _family(model: str) -> str:
+    """A RoFormer of any name is trained as its family is; another model as the recipe of its own name says."""
+    network = MODELS[model].network if model in MODELS else model
+    return network if network in shipped() else model
+
+
+def _load(name_or_path: str) -> dict[str, Any]:
+    entry = SHIPPED / f"{name_or_path}.yaml"
+    path = entry if entry.is_file() else Path(name_or_path).expanduser()
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        known = ", ".join(shipped())
+        raise UsageError(f"{name_or_path} is neither a file nor one of the shipped recipes ({known})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name_or_path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"{name_or_path} must hold settings, one `name: value` a line")
+    return tree
+
+
+def _change(tree: dict[str, Any], change: str) -> None:
+    """Sets `section.setting=value` in a tree of settings; a number picks a stage."""
+    path, equals, text = change.partition("=")
+    if not equals:
+        raise UsageError(f"{change!r} is no setting: write section.setting=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{text!r} cannot be read as the value of {path}") from error
+    *sections, last = path.strip().split(".")
+    place: Any = tree
+    for section in sections:
+        if isinstance(place, dict):
+            place = place.setdefault(section, {})
+        elif isinstance(place, list) and section.isdigit() and int(section) < len(place):
+            place = place[int(section)]
+        else:
+            raise UsageError(f"{path} leads nowhere in the recipe")
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise UsageError(f"{path} leads nowhere in the recipe")
+
+
+def _build(kind: type, given: object, where: str) -> Any:  # noqa: ANN401
+    """The dataclass that a table of settings describes, every value checked against its type."""
+    if not isinstance(given, Mapping):
+        raise UsageError(f"{where} must be a table of settings, not {given!r}")
+    hints = get_type_hints(kind)
+    for key in given:
+        if key not in hints:
+            near = get_close_matches(str(key), hints, 1)
+            raise UsageError(f"{where} has no setting {key!r}" + (f": did you mean {near[0]}?" if near else ""))
+    missing = [each.name for each in fields(kind) if each.name not in given and _required(each)]
+    if missing:
+        raise UsageError(f"{where} lacks {', '.join(missing)}")
+    return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in given.items()})
+
+
+def _required(each: Any) -> bool:  # noqa: ANN401
+    return each.default is MISSING and each.default_factory is MISSING
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
+    """A value out of YAML as the type that a setting wants."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        (other,) = (option for option in options if option is not type(None))
+        return None if value is None else _value(other, value, where)
+    if origin is Literal and value in options:
+        return value
+    if is_dataclass(hint):
+        return _build(hint, value, where)
+    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_value(options[0], each, f"{where}.{place}") for place, each in enumerate(value))
+    if origin is not None and isinstance(value, Mapping) and len(options) == 2:
+        return {str(key): _value(options[1], each, f"{where}.{key}") for key, each in value.items()}
+    if hint is Any or (hint in (bool, int, str) and type(value) is hint):
+        return value
+    if hint is float and not isinstance(value, bool):
+        try:  # YAML takes 1e-4 for a word
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    wanted = f"one of {', '.join(map(str, options))}" if origin is Literal else f"a {getattr(hint, '__name__', hint)}"
+    raise UsageError(f"{where} must be {wanted}, not {value!r}")
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """Tuples as lists, as YAML has them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,77 @@
+"""How good a network is on songs that it never heard: separated whole, by the Separator that a user runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vocalremover.errors import AudioError, InputError
+from vocalremover.evaluate import sdr
+from vocalremover.models import ModelSpec
+from vocalremover.multitracks import Multitrack, Parts, blocks, find_multitracks
+from vocalremover.separate import Separator
+from vocalremover.training.distributed import World
+from vocalremover.training.drawing import draw_spectrograms
+from vocalremover.training.pretrain import judge
+from vocalremover.training.recipe import Recipe
+
+PICTURE_SECONDS = 20
+
+
+def find_songs(folder: Path | None) -> list[Multitrack]:
+    """The songs of a validation folder, none without one; InputError if it holds none."""
+    songs = find_multitracks(folder) if folder is not None else []
+    if folder is not None and not songs:
+        raise InputError(f"{folder} holds no song to validate on: it takes its vocals and its mixture or instrumental")
+    return songs
+
+
+def load_song(song: Multitrack, rate: int) -> tuple[Tensor, Tensor]:
+    """Mixture and vocals, each `[2, samples]` at `rate`."""
+    mixture, vocals = (_stereo(parts, rate) for parts in (song.mixture, song.vocals))
+    samples = min(vocals.shape[-1], mixture.shape[-1])
+    return mixture[:, :samples], vocals[:, :samples]
+
+
+def validate(
+    recipe: Recipe, spec: ModelSpec, weights: dict[str, Tensor], songs: Sequence[Multitrack], world: World,
+    picture: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """The scores of the songs, shared out over the processes, with their median as "score", higher being better.
+
+    The score is the SDR of the vocals in dB, after pre-training minus the error of restoring. The first song's first
+    seconds are drawn: mixture, vocals, and what the network takes for them.
+    """
+    network = spec.build(world.device)
+    network.load_state_dict(weights)
+    scores = [
+        (song.name, score_song(recipe, spec, network, song, world.device, picture if number == 0 else None))
+        for number, song in list(enumerate(songs))[world.rank :: world.size]
+    ]
+    scores = dict(world.gather(scores))
+    return {"score": median(scores.values()), "songs": dict(sorted(scores.items()))}
+
+
+def score_song(
+    recipe: Recipe, spec: ModelSpec, network: nn.Module, song: Multitrack, device: torch.device, picture: Path | None
+) -> float:
+    """One song's score; see `validate`."""
+    mixture, vocals = load_song(song, spec.rate)
+    if recipe.kind == "pretrain":
+        return -judge(network, mixture.to(device), recipe.stages[0].frames, recipe, spec)
+    stems = Separator(spec, network, device).separate(mixture, spec.rate)
+    found = stems["vocals"] if "vocals" in stems else mixture - stems[spec.target]
+    if picture is not None:
+        shown = slice(0, min(PICTURE_SECONDS * spec.rate, mixture.shape[-1]))
+        draw_spectrograms(picture, [each[:, shown] for each in (mixture, vocals, found)], spec.stft)
+    return sdr(found, vocals)
+
+
+def _stereo(parts: Parts, rate: int) -> Tensor:
+    held = list(blocks(parts, rate))
+    if not held:
+        raise AudioError(f"{parts[0][0]} holds no samples: take its song out of the validation songs")
+    return torch.cat(held, dim=-1)[:2].expand(2, -1)
