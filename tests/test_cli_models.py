@@ -211,7 +211,7 @@ def test_converted_files_give_the_same_logits_without_recognition(
     assert (outcome.code, outcome.out) == (0, f"{target}\n")
     spec, theirs = checkpoint.load(source)
     assert spec.network in outcome.err
-    monkeypatch.setattr(recognition, "_match", forbid)
+    monkeypatch.setattr(recognition, "match", forbid)
     with pytest.raises(ModelError, match="had to be recognised"):
         checkpoint.load(source)
     told, ours = checkpoint.load(target)

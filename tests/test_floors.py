@@ -27,6 +27,7 @@ FLOORS = {
     "vocalremover.waves": 5,
     "vocalremover.inference": 4,
     "vocalremover.configuration": 2,
+    "vocalremover.claims": 4.5,
     "vocalremover.recognition": 4,
     "vocalremover.models": 3,
     "vocalremover.recipes": 2,

@@ -1,14 +1,15 @@
 """Checkpoints: find one by name or path, load it safely, save or convert one so that it explains itself.
 
 A file comes from anywhere: `weights` reads it without believing it, `recognition` tells its network from the shapes of
-its tensors. Whatever is wrong with a file becomes one ModelError that names it.
+its tensors, `claims` checks what it or the yaml beside it says. Whatever is wrong with a file becomes one ModelError
+that names it.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vocalremover import configuration, neighbours
+from vocalremover.claims import completed, describe, identify
 from vocalremover.errors import ModelError, UsageError
 from vocalremover.models import MODELS, ModelSpec
-from vocalremover.recognition import expected_shapes, identify, shapes_of
+from vocalremover.recognition import expected_shapes, shapes_of
 from vocalremover.weights import read
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -40,48 +43,57 @@ def folders() -> tuple[Path, ...]:
 
 
 def find(name_or_path: str | os.PathLike[str]) -> Path:
-    """The file of a model in MODELS, or the path itself; ModelError says what is missing and where to get it."""
+    """The file of a model in MODELS, the path itself, or the file of that name in the folder of some program.
+
+    ModelError says what is missing and where to get it.
+    """
     recipe = MODELS.get(str(name_or_path))
     if recipe is None:
         path = Path(name_or_path).expanduser()
         if path.is_file():
             return path
+        bare = path.name == str(name_or_path)
+        found = neighbours.find((path.name,), (models_folder(), *neighbours.folders())) if bare else None
+        if found:
+            return found
         kind = "a folder, not a checkpoint" if path.is_dir() else f"neither a file nor one of {', '.join(MODELS)}"
         raise ModelError(f"{path} is {kind}")
-    names = dict.fromkeys((recipe.filename or f"{recipe.name}.safetensors", f"{recipe.name}.safetensors"))
-    for folder in folders():
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
+    found = neighbours.find(recipe.filenames, (*folders(), *neighbours.folders()))
+    if found:
+        return found
     source = f"download it from {recipe.url}" if recipe.url else "its author published no link"
     raise ModelError(
-        f"the weights of {recipe.name} are missing: put {next(iter(names))} into {models_folder()} ({source})"
+        f"the weights of {recipe.name} are missing: put {recipe.filenames[0]} into {models_folder()} ({source})"
     )
 
 
-def load(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[ModelSpec, nn.Module]:
+def load(
+    name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu", config: Path | None = None
+) -> tuple[ModelSpec, nn.Module]:
     """The recipe and the network of a checkpoint, in eval mode and float32; file pages are read as they are needed.
 
     A float32 file is mapped, not copied: V10's 1.51 GiB load in 2 s and, once used, take 0.04 GiB more than that.
-    A self-describing file brings its own recipe. For the name of a model the file must hold that model's network.
-    Raises ModelError.
+    A self-describing file brings its own recipe, a RoFormer's other files a yaml: `config`, or the one beside them.
+    What was guessed or left out is in the recipe's `warnings`. For the name of a model the file must hold that model's
+    network. Raises ModelError.
     """
-    spec, network = _assemble(name_or_path)
+    spec, network = _assemble(name_or_path, config)
     return spec, network.float().to(device)
 
 
-def verify(name_or_path: str | os.PathLike[str]) -> Path:
+def verify(name_or_path: str | os.PathLike[str], config: Path | None = None) -> Path:
     """The file of a model, once it is certain that it loads, holds finite numbers only and is the author's.
 
     The last only where the recipe knows the sha256 and the file has the author's name. Raises ModelError.
     """
     path = find(name_or_path)
-    _, network = _assemble(name_or_path)
+    _, network = _assemble(name_or_path, config)
     for key, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             raise ModelError(f"{path}: {key} has numbers that are not finite")
     recipe = MODELS.get(str(name_or_path))
-    if recipe is not None and recipe.sha256 and path.name == recipe.filename and sha256(path) != recipe.sha256:
+    names = (recipe.filename, *recipe.aliases) if recipe is not None else ()
+    if recipe is not None and recipe.sha256 and path.name in names and sha256(path) != recipe.sha256:
         raise ModelError(f"{path} is not the file of {recipe.name} that its author made: its sha256 is another")
     return path
 
@@ -91,6 +103,7 @@ def convert(
     target: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
+    config: Path | None = None,
 ) -> ModelSpec:
     """Write a model as a safetensors file that describes itself, and return the description.
 
@@ -104,26 +117,30 @@ def convert(
         raise UsageError(f"{target} is the file to convert; give the result another name")
     if os.path.lexists(target) and not overwrite:
         raise UsageError(f"{target} exists already; --overwrite replaces it")
-    spec, network = _assemble(name_or_path)
+    spec, network = _assemble(name_or_path, config)
     spec = replace(spec, sha256=sha256(origin))
     save(target, spec, network, dtype)
     return spec
 
 
-def _assemble(name_or_path: str | os.PathLike[str]) -> tuple[ModelSpec, nn.Module]:
+def _assemble(name_or_path: str | os.PathLike[str], config: Path | None) -> tuple[ModelSpec, nn.Module]:
     """The recipe and the network of a checkpoint, in eval mode, its tensors as they are stored."""
     path = find(name_or_path)
+    told = configuration.read(Path(config)) if config else None
     candidates, description = read(path)
-    try:
-        spec, state = identify(candidates, description)
-    except (ModelError, UsageError) as error:
-        raise ModelError(f"{path}: {error}") from error
     recipe = MODELS.get(str(name_or_path))
+    try:
+        spec, state = identify(candidates, description, told)
+        if spec.domain == "waveform" and not description and not told:
+            beside = neighbours.yaml_of(path)
+            told = configuration.read(beside) if beside else None
+            spec = completed(spec, shapes_of(state), told, recipe or _namesake(path))
+    except (ModelError, UsageError) as error:
+        sentence = str(error)
+        raise ModelError(sentence if sentence.startswith(str(path)) else f"{path}: {sentence}") from error
     if recipe is not None:
-        if spec.network != recipe.network:
-            raise ModelError(f"{path} holds a {spec.network} network, not the {recipe.network} of {recipe.name}")
-        base = spec if description else replace(recipe, args=spec.args, stft=spec.stft)
-        spec = replace(base, name=recipe.name, filename=recipe.filename, url=recipe.url, sha256=recipe.sha256)
+        spec = _named(spec, recipe, path, bool(description))
+    spec = replace(spec, warnings=tuple(w if str(path.parent) in w else f"{path}: {w}" for w in spec.warnings))
     network = spec.build("meta")
     for key, wanted in network.state_dict().items():
         held = state[key].dtype
@@ -131,6 +148,23 @@ def _assemble(name_or_path: str | os.PathLike[str]) -> tuple[ModelSpec, nn.Modul
             raise ModelError(f"{path}: {key} holds {held}, which cannot be read as {wanted.dtype}")
     network.load_state_dict(state, strict=True, assign=True)
     return spec, network
+
+
+def _namesake(path: Path) -> ModelSpec | None:
+    """The model whose author calls its file as this one is called."""
+    return next((recipe for recipe in MODELS.values() if path.name in (recipe.filename, *recipe.aliases)), None)
+
+
+def _named(spec: ModelSpec, recipe: ModelSpec, path: Path, described: bool) -> ModelSpec:
+    """What a file holds, under the name of the model it was asked for as; ModelError if it is of another network."""
+    if spec.network != recipe.network:
+        raise ModelError(f"{path} holds a {spec.network} network, not the {recipe.network} of {recipe.name}")
+    base = spec
+    if not described:
+        base = replace(spec, license=recipe.license, note=recipe.note, aliases=recipe.aliases)
+        if spec.domain == "spectrogram":
+            base = replace(recipe, args=spec.args, stft=spec.stft)
+    return replace(base, name=recipe.name, filename=recipe.filename, url=recipe.url, sha256=recipe.sha256)
 
 
 def save(
@@ -161,7 +195,10 @@ def save(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(tensors, temporary, metadata={"format": "pt", "vocalremover": json.dumps(asdict(spec))})
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what the umask leaves; safetensors would give the file to its owner alone
+            save_file(tensors, temporary, metadata={"format": "pt", "vocalremover": json.dumps(describe(spec))})
+            temporary.chmod(mode)
             with open(temporary, "rb+") as written:
                 os.fsync(written.fileno())
             temporary.replace(path)

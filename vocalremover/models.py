@@ -12,13 +12,30 @@ import torch
 from torch import nn
 
 from vocalremover.chunks import Chunking
-from vocalremover.networks import compact, full, newft, primer, resnet, thin, v2b, v3, v7, v8, v9, v10
+from vocalremover.networks import (
+    bs_roformer,
+    compact,
+    full,
+    mel_roformer,
+    newft,
+    primer,
+    resnet,
+    thin,
+    v2b,
+    v3,
+    v7,
+    v8,
+    v9,
+    v10,
+)
 from vocalremover.recipes import TABLE, UNSTATED
 from vocalremover.spectrogram import STFT
 
 NETWORKS: dict[str, type[nn.Module]] = {
+    "bs_roformer": bs_roformer.BSRoformer,
     "compact": compact.CompactFrameTransformer,
     "full": full.FrameTransformer,
+    "mel_roformer": mel_roformer.MelBandRoformer,
     "newft": newft.FrameTransformer,
     "newft_disc": newft.FrameTransformerDiscriminator,
     "newft_gan": newft.FrameTransformerGenerator,
@@ -34,8 +51,10 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 
 ARGUMENTS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]]] = {
+    "bs_roformer": bs_roformer.arguments,
     "compact": compact.arguments,
     "full": full.arguments,
+    "mel_roformer": mel_roformer.arguments,
     "newft": newft.arguments,
     "newft_disc": newft.discriminator_arguments,
     "newft_gan": newft.generator_arguments,
@@ -69,7 +88,9 @@ class ModelSpec:
     author's) and rate (Hz): how a song is cut for it.
     peak: True where magnitudes are divided by the largest of the whole song. recurrent: True where a crop depends on
     the output of the crops before. filename and url: what the author's file is called and where he published it.
-    sha256: that of this file, where it is known; in a converted file, that of the one it was made from.
+    sha256: that of this file, where it is known; in a converted file, that of the one it was made from. aliases: other
+    names under which the same file is handed on. warnings: a sentence for everything about a file that was guessed or
+    left out; never stored.
     """
 
     name: str
@@ -89,6 +110,8 @@ class ModelSpec:
     license: str = UNSTATED
     sha256: str | None = None
     note: str = ""
+    aliases: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -114,6 +137,12 @@ class ModelSpec:
     def most_frames(self) -> int | None:
         """The frames of the widest crop, padding included, where a network's table of positions ends; None for any."""
         return self.args.get("cropsize")
+
+    @property
+    def filenames(self) -> tuple[str, ...]:
+        """What a file with the weights of this model in MODELS may be called."""
+        own = f"{self.name}.safetensors"
+        return tuple(dict.fromkeys((self.filename or own, *self.aliases, own)))
 
     def build(self, device: str | torch.device = "meta") -> nn.Module:
         """The network in eval mode; on the default device `meta` it takes no memory and waits for its weights."""

@@ -5,7 +5,8 @@ Plain data, one entry a model; `models` makes a `ModelSpec` of each. Weights are
 
 from typing import Any
 
-from vocalremover.chunks import Chunking
+from vocalremover.chunks import Chunking, trapezoid
+from vocalremover.spectrogram import STFT
 
 UNSTATED = "not stated for the weights (the code is MIT)"
 
@@ -19,6 +20,40 @@ THIN: dict[str, Any] = {
     "expansion": 24,
 }
 """What thin and V1, two sets of weights of one network, have in common."""
+
+ROFORMER: dict[str, Any] = {
+    "layout": "msst",
+    "depth": 12,
+    "stereo": True,
+    "num_stems": 1,
+    "time_transformer_depth": 1,
+    "freq_transformer_depth": 1,
+    "linear_transformer_depth": 0,
+    "dim_head": 64,
+    "heads": 8,
+    "mlp_expansion_factor": 4,
+    "stft_n_fft": 2048,
+    "stft_hop_length": 441,
+    "stft_win_length": 2048,
+    "mask_estimator_depth": 2,
+}
+"""What the RoFormers that everybody uses have in common."""
+
+BANDS = [*[2] * 24, *[4] * 12, *[12] * 8, *[24] * 8, *[48] * 8, 128, 129]
+"""The bins of viperx's 62 bands."""
+
+WAVEFORM: dict[str, Any] = {
+    "domain": "waveform",
+    "reads": "complex",
+    "target": "vocals",
+    "stft": STFT(2048, 441, pad_mode="reflect"),
+    "chunking": trapezoid(352800, 0.5),
+    "peak": False,
+}
+"""How they hear a song: in windows of eight seconds, half of which the next one shares."""
+
+UVR = "https://github.com/TRvlvr/model_repo/releases/download/all_public_uvr_models/"
+NO_LICENCE = "not stated for the weights"
 
 TABLE: dict[str, dict[str, Any]] = {
     "default": {
@@ -243,5 +278,52 @@ TABLE: dict[str, dict[str, Any]] = {
         "filename": "model.v10.pth",
         "url": "https://mega.nz/file/GwpXBBgb#eJLKvJaO589F-w5aOz6rzNMuanb2XKyNpPPGAXZoNj4",
         "note": "carperbr's last and largest frame transformer (2024), a U-Net over time.",
+    },
+    "bs_roformer": {
+        **WAVEFORM,
+        "network": "bs_roformer",
+        "args": {**ROFORMER, "dim": 512, "freqs_per_bands": BANDS},
+        "filename": "model_bs_roformer_ep_317_sdr_12.9755.ckpt",
+        "url": f"{UVR}model_bs_roformer_ep_317_sdr_12.9755.ckpt",
+        "license": NO_LICENCE,
+        "sha256": "5b84f37e8d444c8cb30c79d77f613a41c05868ff9c9ac6c7049c00aefae115aa",
+        "note": "viperx, 2024: BS-RoFormer for vocals, epoch 317, also called BS-Roformer-Viperx-1297.",
+    },
+    "bs_roformer_937": {
+        **WAVEFORM,
+        "network": "bs_roformer",
+        "args": {**ROFORMER, "dim": 384, "freqs_per_bands": BANDS, "stft_hop_length": 512},
+        "target": "no drum-bass",
+        "instruments": ("no drum-bass", "drum-bass"),
+        "stft": STFT(2048, 512, pad_mode="reflect"),
+        "chunking": trapezoid(131584, 0.5),
+        "filename": "model_bs_roformer_ep_937_sdr_10.5309.ckpt",
+        "url": f"{UVR}model_bs_roformer_ep_937_sdr_10.5309.ckpt",
+        "license": NO_LICENCE,
+        "note": (
+            "viperx, 2024: BS-RoFormer, epoch 937, also called BS-Roformer-Viperx-1053. It leaves out drums and bass "
+            "and keeps voices; the yaml files of MSST and UVR that go round with it name other stems."
+        ),
+    },
+    "mel_roformer": {
+        **WAVEFORM,
+        "network": "mel_roformer",
+        "args": {**ROFORMER, "dim": 384, "depth": 6, "num_bands": 60, "sample_rate": 44100},
+        "filename": "MelBandRoformer.ckpt",
+        "aliases": ("vocals_mel_band_roformer.ckpt", "Kim_MelBandRoformer.ckpt"),
+        "url": "https://huggingface.co/KimberleyJSN/melbandroformer/resolve/main/MelBandRoformer.ckpt",
+        "license": "CC-BY-NC-SA-4.0 (says openmirlab's list of models; the author's page has said MIT as well)",
+        "sha256": "87201f4d31afb5bc79993230fc49446918425574db48c01c405e44f365c7559e",
+        "note": "Kimberley Jensen, 2024: Mel-Band RoFormer for vocals, the ancestor of most others.",
+    },
+    "mel_roformer_3005": {
+        **WAVEFORM,
+        "network": "mel_roformer",
+        "args": {**ROFORMER, "dim": 384, "num_bands": 60, "sample_rate": 44100},
+        "filename": "model_mel_band_roformer_ep_3005_sdr_11.4360.ckpt",
+        "url": f"{UVR}model_mel_band_roformer_ep_3005_sdr_11.4360.ckpt",
+        "license": NO_LICENCE,
+        "sha256": "21b9d0958e35b8ebfbe2afe69bbd5444e5ffe2f5d80ae0d583b833d2f3c0d139",
+        "note": "viperx, 2024: Mel-Band RoFormer for vocals, epoch 3005, also called Mel-Roformer-Viperx-1143.",
     },
 }

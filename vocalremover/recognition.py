@@ -1,38 +1,26 @@
 """The names and shapes of tensors in, the recipe of their network out.
 
 The architecture and its arguments are told from the shapes alone, and no memory is taken for a network before its
-shapes, built on the meta device, equal those at hand. What a file says of itself adds what shapes cannot tell.
+shapes, built on the meta device, equal those at hand. What shapes cannot tell is taken from the network's recipes; for
+RoFormers, of which there are many with the same shapes, that is a guess and comes with a warning.
 """
 
-import json
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-from vocalremover.chunks import Chunking
 from vocalremover.errors import ModelError
-from vocalremover.models import ARGUMENTS, MODELS, NETWORKS, RENAMED, ModelSpec
-from vocalremover.spectrogram import STFT
+from vocalremover.models import ARGUMENTS, MODELS, NETWORKS, ModelSpec
+from vocalremover.recipes import UNSTATED
 from vocalremover.weights import printable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, ModelError)
 """What a network's constructor or `arguments` may raise when handed shapes of something else."""
-SENSIBLE = {
-    "rate": range(1000, 768_001),
-    "n_fft": range(2, 65_537),
-    "size": range(1, 1 << 24),
-    "context": range(1 << 24),
-    "multiple": range(1, 1 << 24),
-}
-"""What a description may say in these fields."""
-STEM = re.compile(r"[a-z0-9]([a-z0-9 _&+-]{0,38}[a-z0-9])?")
-"""What a stem may be called."""
 
 
 def recognise(shapes: Shapes) -> ModelSpec:
@@ -41,59 +29,40 @@ def recognise(shapes: Shapes) -> ModelSpec:
     Its arguments are those the shapes tell; the rest (STFT, chunking, target) is that of the network in MODELS.
     Raises ModelError that names the nearest architecture and the first differences, or those that fit alike.
     """
-    spec = _match(shapes)
+    spec = match(shapes)
     if spec is None:
-        raise ModelError(_near_miss(shapes))
+        raise ModelError(near_miss(shapes))
     return spec
 
 
-def identify(candidates: list[dict[str, Tensor]], description: str | None) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """The first candidate that is a known network; ModelError about the largest one if none is.
-
-    Where a description names the network, that one is tried first, and recognition is spared.
-    """
-    candidates = [state for candidate in candidates for state in _namings(candidate)]
-    every = [shapes_of(state) for state in candidates]
-    named = _named_network(description) if description else None
-    for shapes, state in zip(every, candidates, strict=True):
-        args = _fit(named, shapes) if named else None
-        spec = _match(shapes) if args is None else _recipe(named, args)
-        if spec is not None:
-            return (_described(spec, description, shapes) if description else spec), state
-    raise ModelError(_near_miss(max(every, key=len)))
-
-
-def _namings(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """A state dict, and once more under the names that a network's other version gives to the same tensors."""
-    yield state
-    for rename in RENAMED.values():
-        renamed = {rename(key): value for key, value in state.items()}
-        if renamed.keys() != state.keys():
-            yield renamed
-
-
-def _match(shapes: Shapes) -> ModelSpec | None:
+def match(shapes: Shapes) -> ModelSpec | None:
     """The recipe of the one network that fits; ModelError if several do."""
-    fitting = [(network, args) for network in NETWORKS if (args := _fit(network, shapes)) is not None]
+    fitting = [(network, args) for network in NETWORKS if (args := fit(network, shapes)) is not None]
     if len(fitting) > 1:
         names = " and ".join(network for network, _ in fitting)
         raise ModelError(f"fits {names} alike; only a file that describes itself can be told from its like")
-    return _recipe(*fitting[0]) if fitting else None
+    return recipe_for(*fitting[0]) if fitting else None
 
 
-def _fit(network: str, shapes: Shapes) -> dict[str, Any] | None:
+def fit(network: str, shapes: Shapes) -> dict[str, Any] | None:
     """The arguments with which a network has exactly these names and shapes, if there are any."""
-    args = _derive(network, shapes)
-    return args if args is not None and expected_shapes(network, args) == dict(shapes) else None
+    args = derive(network, shapes)
+    return args if args is not None and bears_out(shapes, network, args) else None
 
 
-def _named_network(description: str) -> str | None:
-    """The key in NETWORKS that a description names, if it does."""
-    try:
-        network = json.loads(description).get("network")
-        return network if network in NETWORKS else None
-    except (TypeError, ValueError, AttributeError, RecursionError):
-        return None
+def bears_out(shapes: Shapes, network: str, args: Mapping[str, Any]) -> bool:
+    """Whether a network with these arguments has exactly these names and shapes.
+
+    Nothing is built that would have more layers than there are tensors: a few numbers in a file could ask for millions.
+    """
+    names = ("time_transformer_depth", "freq_transformer_depth", "linear_transformer_depth")
+    numbers = {key: value for key, value in args.items() if isinstance(value, int)}
+    layers = numbers.get("depth", 0) * sum(max(numbers.get(name, 0), 0) for name in names)
+    bands = numbers.get("num_bands") or len(args.get("freqs_per_bands", ()))
+    heads = numbers.get("num_stems", 0) * bands * max(numbers.get("mask_estimator_depth", 1), 1)
+    if max(layers, heads, numbers.get("depth", 0), numbers.get("num_stems", 0)) > len(shapes):
+        return False
+    return expected_shapes(network, args) == dict(shapes)
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -101,7 +70,8 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
-def _derive(network: str, shapes: Shapes) -> dict[str, Any] | None:
+def derive(network: str, shapes: Shapes) -> dict[str, Any] | None:
+    """The arguments that shapes tell if they are this network's, which they may not be."""
     try:
         return ARGUMENTS[network](shapes)
     except REFUSALS:
@@ -122,12 +92,14 @@ def _published() -> list[tuple[str, dict[str, tuple[int, ...]]]]:
     return [(recipe.network, expected_shapes(recipe.network, recipe.args) or {}) for recipe in MODELS.values()]
 
 
-def _recipe(network: str, args: dict[str, Any]) -> ModelSpec:
+def recipe_for(network: str, args: dict[str, Any]) -> ModelSpec:
     """The recipe for these arguments; with other arguments the network's recipe, under the network's own name.
 
     Where several models are one network, it is the first of them, without what tells them apart.
     """
     recipes = [recipe for recipe in MODELS.values() if recipe.network == network]
+    if recipes and recipes[0].domain == "waveform":
+        return _guess(recipes, args)
     fitting = [recipe for recipe in recipes if all(args.get(key) == value for key, value in recipe.args.items())]
     if len(fitting) == 1:
         return replace(fitting[0], args=args)
@@ -141,9 +113,33 @@ def _recipe(network: str, args: dict[str, Any]) -> ModelSpec:
     return replace(base, name=network, args=args, stft=stft, filename=None, url=None, sha256=None)
 
 
-def _near_miss(shapes: Shapes) -> str:
+def agrees(recipe: ModelSpec, args: Mapping[str, Any]) -> bool:
+    """Whether arguments that shapes tell are those of a recipe."""
+    return all(recipe.args.get(key, value) == value for key, value in args.items())
+
+
+def _guess(recipes: list[ModelSpec], args: dict[str, Any]) -> ModelSpec:
+    """A RoFormer's recipe, with all that its shapes do not tell taken from one like it, and a warning that says so."""
+    base = next((recipe for recipe in recipes if agrees(recipe, args)), recipes[0])
+    told, stems = {**base.args, **args}, args["num_stems"]
+    told = {key: value for key, value in told.items() if key in args or key == "stft_hop_length"}
+    if args["stft_n_fft"] != base.stft.n_fft:
+        told["stft_hop_length"] = args["stft_n_fft"] // 4
+    names = tuple(f"stem{number}" for number in range(1, stems + 1)) if stems > 1 else ("vocals",)
+    warning = (
+        f"its tensors do not tell the hop, the windows and the stems; assumed are {told['stft_hop_length']} samples, "
+        f"{base.chunking.whole} samples and {', '.join(names)}: the yaml file that belongs to it tells (--config)"
+    )
+    return replace(
+        base, name=base.network, args=told, target=names[0], instruments=names[:stems] if stems > 1 else (),
+        stft=replace(base.stft, n_fft=told["stft_n_fft"], hop=told["stft_hop_length"]), license=UNSTATED,
+        filename=None, url=None, sha256=None, aliases=(), warnings=(warning,), note=f"Guessed: {warning}.",
+    )  # fmt: skip
+
+
+def near_miss(shapes: Shapes) -> str:
     """One sentence on the architecture that shares most tensors with a state dict, and on the first differences."""
-    derived = [(network, args) for network in NETWORKS if (args := _derive(network, shapes)) is not None]
+    derived = [(network, args) for network in NETWORKS if (args := derive(network, shapes)) is not None]
     known = [*_published(), *((network, expected_shapes(network, args) or {}) for network, args in derived)]
     shared, network, expected = max(
         ((sum(shapes.get(key) == shape for key, shape in one.items()), network, one) for network, one in known),
@@ -160,63 +156,3 @@ def _near_miss(shapes: Shapes) -> str:
     differences += [f"has {printable(key)} besides" for key in shapes if key not in expected]
     rest = f" and {len(differences) - 3} more differences" if len(differences) > 3 else ""
     return f"is not quite {network}, the nearest network known here: {', '.join(differences[:3])}{rest}"
-
-
-def _described(found: ModelSpec, description: str, shapes: Shapes) -> ModelSpec:
-    """The recipe that a file describes, every field checked; the tensors, not the text, decide on the network."""
-    # Through JSON, so that tuples compare equal to the lists of the file. Fields it lacks are those of the network.
-    known = json.loads(json.dumps(asdict(found)))
-    try:
-        told = json.loads(description)
-        record = {**known, **told}
-        record.update({key: {**known[key], **told.get(key, {})} for key in ("args", "stft", "chunking")})
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError("carries a description that cannot be read") from error
-    record["instruments"] = _checked_stems(record["instruments"], record["target"])
-    _check_fields(record, asdict(ModelSpec("", "", {})), "description")
-    args = record["args"]
-    if record["network"] != found.network:
-        raise ModelError(f"describes itself as {printable(record['network'])} but holds the tensors of {found.network}")
-    for key in ("domain", "reads"):
-        if record[key] != known[key]:
-            raise ModelError(f"says that its {key} is {printable(record[key])}, but that of {found.network} is not")
-    if record["domain"] == "spectrogram" and record["target"] not in ("instrumental", "vocals"):
-        raise ModelError(f"carries a description whose target makes no sense for a mask: {record['target']}")
-    if args.get("num_stems", 1) > 1 and len(record["instruments"]) != args["num_stems"]:
-        raise ModelError(f"describes {len(record['instruments'])} stems but holds {args['num_stems']}")
-    for key, value in args.items():
-        harmless = isinstance(value, bool | str) or (isinstance(value, int | float) and 0 <= value <= 1024)
-        if value != known["args"].get(key) and not harmless:
-            raise ModelError(f"describes an argument that its tensors do not bear out: {printable(key)}")
-    if args != known["args"] and expected_shapes(found.network, args) != dict(shapes):
-        raise ModelError(f"describes another {found.network} than the one it holds")
-    return ModelSpec(**{**record, "stft": STFT(**record["stft"]), "chunking": Chunking(**record["chunking"])})
-
-
-def _checked_stems(instruments: object, target: object) -> tuple[str, ...]:
-    """The names a description gives to stems, which become parts of file names: letters, digits and little else."""
-    names = instruments if isinstance(instruments, list) and len(instruments) <= 64 else [None]
-    for name in (*names, target):
-        if not isinstance(name, str) or not STEM.fullmatch(name):
-            raise ModelError(f"carries a description that names a stem {printable(str(name))}")
-    if len(set(names)) < len(names):
-        raise ModelError("carries a description that names two stems alike")
-    return tuple(names)
-
-
-def _check_fields(record: object, pattern: Mapping[str, Any], where: str) -> None:
-    """Demands the same keys as the pattern and values of the same types; text must be short and printable."""
-    if not isinstance(record, dict) or record.keys() != pattern.keys():
-        raise ModelError(f"carries a {where} with other fields than {', '.join(pattern)}")
-    for key, example in pattern.items():
-        value = record[key]
-        if isinstance(example, dict) and example:
-            _check_fields(value, example, key)
-            continue
-        kind = str if example is None else type(example)
-        optional = example is None and value is None
-        if not optional and type(value) is not kind:
-            raise ModelError(f"carries a {where} whose {key} is not of type {kind.__name__}")
-        long = isinstance(value, str) and (len(value) > 1000 or not value.isprintable())
-        if long or value not in SENSIBLE.get(key, (value,)):
-            raise ModelError(f"carries a {where} whose {key} makes no sense: {printable(str(value))}")
