@@ -1,4 +1,4 @@
-"""The face of the library: `from vocalremover import Separator, MODELS, read, write`.
+"""The face of the library: `from vocalremover import Ensemble, Separator, MODELS, read, write`.
 
 Names are looked up on first use (PEP 562), so that `import vocalremover` and the command's `--help` load neither
 torch nor librosa.
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vocalremover.audio import read, write
+    from vocalremover.ensemble import Ensemble
     from vocalremover.models import MODELS
     from vocalremover.separate import Separator
 
 __version__ = "0.1.0"
-__all__ = ["MODELS", "Separator", "__version__", "read", "write"]
+__all__ = ["MODELS", "Ensemble", "Separator", "__version__", "read", "write"]
 
 _HOMES = {
+    "Ensemble": "vocalremover.ensemble",
     "MODELS": "vocalremover.models",
     "Separator": "vocalremover.separate",
     "read": "vocalremover.audio",

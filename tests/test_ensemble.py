@@ -1,0 +1,495 @@
+"""Several models, one rule: what they agree on stays, stems sum to the song, and nothing depends on how it is cut."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import parity
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from vocalremover import checkpoint
+from vocalremover.chunks import Chunking
+from vocalremover.ensemble import METHODS, Ensemble, Rule
+from vocalremover.ensemble.rules import common_grid
+from vocalremover.errors import AudioError, ModelError, UsageError
+from vocalremover.inference import Inference
+from vocalremover.models import ModelSpec
+from vocalremover.separate import Separator
+from vocalremover.spectrogram import STFT
+
+torch.set_num_threads(2)
+
+RATE = 8000
+SPEC = ModelSpec(
+    name="toy",
+    network="toy",
+    args={},
+    target="vocals",
+    stft=STFT(n_fft=256, hop=128),
+    chunking=Chunking(size=24, context=5),
+    rate=RATE,
+    peak=False,
+)
+OTHER = replace(SPEC, name="other", stft=STFT(n_fft=512, hop=128), chunking=Chunking(size=40))
+SLOW = replace(SPEC, name="slow", rate=5512, stft=STFT(n_fft=128, hop=64), chunking=Chunking(size=50, context=4))
+LINEAR = [Rule("avg"), Rule("avg", "wave"), Rule("avg", weights=(3, 1)), Rule("median")]
+RULES = [Rule(method, domain) for method in METHODS if method != "original" for domain in ("spec", "wave")]
+
+
+class Network(nn.Module):
+    """Any function of magnitudes `[batch, channels, bins, frames]` to a mask; counts its windows."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+        self.windows = 0
+
+    def forward(self, magnitudes: Tensor) -> Tensor:
+        self.windows += len(magnitudes)
+        return self.answer(magnitudes)
+
+
+def constant(value: float) -> Network:
+    return Network(lambda x: torch.full_like(x, value))
+
+
+def soft(slope: float) -> Network:
+    """A mask of the magnitudes, a different one for every slope."""
+    return Network(lambda x: torch.sigmoid(slope * (x - 0.5)))
+
+
+def noise(channels: int, samples: int, seed: int = 0) -> Tensor:
+    audio = np.random.default_rng(seed).uniform(-0.5, 0.5, (channels, samples))
+    return torch.from_numpy(audio.astype(np.float32))
+
+
+def separator(network: nn.Module, spec: ModelSpec = SPEC, **settings: int) -> Separator:
+    return Separator(spec, network, inference=Inference(**settings))
+
+
+def assert_sum(stems: dict[str, Tensor], song: Tensor) -> None:
+    assert stems["vocals"].shape == stems["instrumental"].shape == song.shape
+    assert_close(stems["vocals"] + stems["instrumental"], song, rtol=0, atol=3e-7)
+
+
+# Rules
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        ("min", Rule("min")),
+        ("avg_wave", Rule("avg", "wave")),
+        ("median_wave", Rule("median", "wave")),
+        ("min_wave", Rule("min", "wave")),
+        ("max_wave", Rule("max", "wave")),
+        ("avg_fft", Rule("avg", "spec")),
+        ("median_fft", Rule("median", "spec")),
+        ("min_fft", Rule("min", "spec")),
+        ("max_fft", Rule("max", "spec")),
+        ("uvr_max_spec", Rule("max", "spec")),
+        ("uvr-min-spec", Rule("min", "spec")),
+        ("Mean", Rule("avg")),
+        ("original", Rule("original")),
+    ],
+)
+def test_joint_names(words: str, rule: Rule) -> None:
+    assert Rule.parse(words) == rule == Rule.parse(rule.name)
+
+
+@pytest.mark.parametrize(
+    ("words", "domain", "weights"),
+    [
+        ("", None, None),
+        ("uvr", None, None),
+        ("best", None, None),
+        ("min_mel", None, None),
+        ("min_fft_wave", None, None),
+        ("min_fft", "wave", None),
+        ("min", "time", None),
+        ("min", None, (1, 1)),
+        ("avg", None, (0, 0)),
+        ("avg", None, ()),
+        ("avg", None, (1, -1)),
+        ("avg", None, (1, float("nan"))),
+        ("original", "wave", None),
+    ],
+)
+def test_rules_that_are_none(words: str, domain: str | None, weights: tuple[float, ...] | None) -> None:
+    with pytest.raises(UsageError):
+        Rule.parse(words, domain, weights)
+
+
+def test_a_domain_may_be_said_beside_the_method() -> None:
+    assert Rule.parse("min", "fft") == Rule("min", "spec")
+    assert Rule.parse("avg", "wave", [2, 1]) == Rule("avg", "wave", (2.0, 1.0))
+    with pytest.raises(UsageError, match="2 models and 3 weights"):
+        Ensemble([separator(constant(0))] * 2, Rule("avg", weights=(1, 1, 1)))
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5), st.complex_numbers(min_magnitude=0.1, max_magnitude=9)
+)
+@settings(deadline=None)
+def test_of_multiples_the_factors_count(masks: list[float], number: complex) -> None:
+    """A rule of masks and the same rule of what the masks leave are one, up to the rounding of a product."""
+    factors = torch.tensor(masks)
+    bins = factors * torch.tensor(number, dtype=torch.complex64)
+    for method in METHODS:
+        combined = Rule(method).combine(factors)
+        assert min(masks) - 1e-6 <= combined <= max(masks) + 1e-6
+        assert_close(Rule(method).combine(bins), combined * number, rtol=1e-5, atol=1e-5)
+
+
+def test_a_combination_is_numpys() -> None:
+    """Medians and weighted means of numbers of either sign; the smallest and largest magnitude keep their sign."""
+    numbers = noise(4, 1000)
+    array = numbers.numpy()
+    assert_close(Rule("median").combine(numbers).numpy(), np.median(array, axis=0), rtol=0, atol=1e-7)
+    mean = np.average(array, axis=0, weights=(1, 2, 0, 5))
+    assert_close(Rule("avg", weights=(1, 2, 0, 5)).combine(numbers).double().numpy(), mean, rtol=0, atol=1e-7)
+    columns = np.arange(1000)
+    assert np.array_equal(Rule("min").combine(numbers), array[np.abs(array).argmin(0), columns])
+    assert np.array_equal(Rule("max").combine(numbers), array[np.abs(array).argmax(0), columns])
+
+
+@pytest.mark.parametrize(("rate", "n_fft"), [(44100, 2048), (48000, 2048), (96000, 4096), (192000, 8192), (8000, 512)])
+def test_the_common_grid_lasts_as_long_at_every_rate(rate: int, n_fft: int) -> None:
+    assert common_grid(rate) == STFT(n_fft, n_fft // 2)
+
+
+# Laws
+
+
+@given(
+    samples=st.one_of(st.sampled_from([0, 1, 100]), st.integers(0, 9000)),
+    channels=st.integers(1, 3),
+    rule=st.sampled_from([*RULES, Rule("avg", weights=(1, 0, 2))]),
+    specs=st.sampled_from(
+        [(SPEC, SPEC, SPEC), (SPEC, OTHER, SPEC), (OTHER, SLOW, replace(SPEC, target="instrumental"))]
+    ),
+)
+@settings(deadline=None, max_examples=30)
+def test_stems_sum_to_the_song(samples: int, channels: int, rule: Rule, specs: tuple[ModelSpec, ...]) -> None:
+    song = noise(channels, samples)
+    voices = [separator(soft(slope), spec) for slope, spec in zip((3, -5, 1), specs, strict=True)]
+    assert_sum(Ensemble(voices, rule).separate(song, RATE), song)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("others", [[], [SPEC], [replace(SPEC, chunking=Chunking(7, 3))]])
+def test_equal_models_say_what_one_says(rule: Rule, others: list[ModelSpec]) -> None:
+    song = noise(2, 7001)
+    alone = separator(soft(4)).separate(song, RATE)
+    together = Ensemble([separator(soft(4), spec) for spec in [SPEC, *others]], rule)
+    assert_close(together.separate(song, RATE), alone, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_models_of_different_grids_that_agree(rule: Rule) -> None:
+    """Half of every song, whatever the grid and the rule, up to what the resampler does above the slowest model's."""
+    voices = [separator(constant(0.5), spec) for spec in (SPEC, OTHER)]
+    song = noise(2, 9000)
+    assert_close(Ensemble(voices, rule).separate(song, RATE)["vocals"], song / 2, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("rule", [*RULES, Rule("original")], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("specs", [(SPEC, SPEC), (SPEC, SLOW), (replace(SPEC, peak=True), replace(OTHER, peak=True))])
+def test_silence_stays_silent(rule: Rule, specs: tuple[ModelSpec, ...]) -> None:
+    stems = Ensemble([separator(soft(4), spec) for spec in specs], rule).separate(torch.zeros(2, 5000), RATE)
+    assert not stems["vocals"].any() and not stems["instrumental"].any()
+
+
+@pytest.mark.parametrize(("method", "masks", "vocals"), [
+    ("min", (0.1, 0.7, 0.4), 0.7),
+    ("max", (0.1, 0.7, 0.4), 0.1),
+    ("median", (0.1, 0.7, 0.5), 0.5),
+    ("avg", (0.1, 0.7, 0.4), 0.4),
+])  # fmt: skip
+@pytest.mark.parametrize("specs", [(SPEC,) * 3, (SPEC, OTHER, SLOW), (OTHER, SPEC, OTHER)])
+@pytest.mark.parametrize("domain", ["spec", "wave"])
+def test_the_rule_is_one_of_instrumentals(
+    method: str, masks: tuple[float, ...], vocals: float, specs: tuple[ModelSpec, ...], domain: str
+) -> None:
+    """Of constant masks the smallest instrumental is what the model with the most vocals leaves, in both domains."""
+    song = 0.3 * torch.sin(2 * torch.pi * 440 / RATE * torch.arange(9000)).expand(2, -1)
+    voices = [separator(constant(mask), spec) for mask, spec in zip(masks, specs, strict=True)]
+    stems = Ensemble(voices, Rule(method, domain)).separate(song, RATE)
+    inner = slice(800, -800)  # the resampler of the slow model rings at the ends
+    assert_close(stems["vocals"][:, inner], vocals * song[:, inner], rtol=0, atol=1e-4)
+
+
+def test_one_grid_is_the_rule_of_masks() -> None:
+    """What is combined is masks: exactly the smallest instrumental's, whichever stem a network's mask keeps."""
+    song = noise(2, 6000)
+    slopes = (2.0, -3.0)
+    inverse = replace(SPEC, target="instrumental")
+    voices = [separator(soft(slopes[0])), separator(soft(slopes[1]), inverse)]
+
+    def loudest_vocals(x: Tensor) -> Tensor:
+        first, second = (torch.sigmoid(slope * (x - 0.5)) for slope in slopes)
+        return torch.maximum(first, 1 - second)
+
+    assert_close(
+        Ensemble(voices).separate(song, RATE),
+        separator(Network(loudest_vocals)).separate(song, RATE),
+        rtol=0,
+        atol=2e-6,
+    )
+
+
+def test_weights() -> None:
+    song = noise(2, 6000)
+    voices = [separator(constant(1.0)), separator(constant(0.0)), separator(constant(0.0), OTHER)]
+    for weights, share in [((1, 1, 2), 0.25), ((3, 1, 0), 0.75), ((0, 1, 1), 0.0)]:
+        vocals = Ensemble(voices, Rule("avg", weights=weights)).separate(song, RATE)["vocals"]
+        assert_close(vocals, share * song, rtol=0, atol=2e-6)
+
+
+def test_each_network_runs_once() -> None:
+    """Even one that is there with others of its grid and of another."""
+    networks = [soft(1), soft(2), soft(3)]
+    song = noise(2, 128 * 24 * 5 - 1)
+    Ensemble([separator(n, s) for n, s in zip(networks, (SPEC, SPEC, OTHER), strict=True)]).separate(song, RATE)
+    assert [network.windows for network in networks] == [5, 5, 3]
+
+
+@given(data=st.data(), samples=st.integers(1, 6000), batch=st.integers(1, 5))
+@settings(deadline=None, max_examples=10)
+def test_blocks_and_batches_change_nothing(data: st.DataObject, samples: int, batch: int) -> None:
+    song = noise(2, samples)
+    sizes = data.draw(st.lists(st.integers(50, 5000), min_size=1, max_size=4))
+    blocks = [block for part in song.split(sum(sizes), dim=-1) for block in part.split(max(sizes), dim=-1)]
+    whole = Ensemble([separator(soft(2)), separator(soft(-2), OTHER)]).separate(song, RATE)
+    cut = Ensemble([separator(soft(2), batch=batch), separator(soft(-2), OTHER, batch=batch)])
+    streamed = list(cut.stream(blocks, RATE))
+    for stem, audio in whole.items():
+        assert_close(torch.cat([block[stem] for block in streamed], dim=-1), audio, rtol=0, atol=1e-6)
+
+
+class Recurrent(nn.Module):
+    """Reads the two crops before, as V9."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        now, before, kept, earlier, kept_earlier = x.split(2, dim=1)
+        return torch.sigmoid(now - before + 2 * kept - 3 * earlier + 4 * kept_earlier)
+
+
+def test_a_recurrent_model_takes_part() -> None:
+    spec = replace(SPEC, recurrent=True, peak=True, chunking=Chunking(24))
+    song = noise(2, 9000)
+    alone = separator(Recurrent(), spec).separate(song, RATE)
+    assert_close(Ensemble([separator(Recurrent(), spec)] * 2).separate(song, RATE), alone, rtol=0, atol=2e-6)
+    mixed = Ensemble([separator(Recurrent(), spec), separator(constant(1.0)), separator(constant(0.0), OTHER)])
+    assert_close(mixed.separate(song, RATE)["vocals"], song, rtol=0, atol=3e-6)
+
+
+def test_the_peak_of_every_grid_in_one_pass() -> None:
+    """Blocks that can be read once only; each grid has its own largest magnitude, as its models alone have it."""
+    song = noise(2, 40000)
+    specs = [replace(spec, peak=True) for spec in (SPEC, OTHER, SLOW, SPEC)]
+    ensemble = Ensemble([separator(soft(3), spec) for spec in specs], Rule("median", "wave"))
+    assert ensemble.measures
+    peaks = ensemble.peak(iter(song.split(999, dim=-1)), RATE)
+    expected = [separator(soft(3), spec).peak([song], RATE) for spec in specs]
+    assert peaks == pytest.approx(expected, rel=1e-6)
+    assert len({round(peak, 3) for peak in expected}) == 3
+    assert Ensemble([separator(soft(3))]).peak(iter(()), RATE) is None
+    with pytest.raises(UsageError, match="peak"):
+        ensemble.stream([song], RATE)
+
+
+@pytest.mark.parametrize("rule", [Rule("min"), Rule("median"), Rule("avg", "wave"), Rule("original")])
+def test_little_is_held(rule: Rule) -> None:
+    """However long the song, the stems follow a few windows behind, and no model runs ahead of the others."""
+    asked = given_back = 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal asked
+        for _ in range(600):
+            asked += 1000
+            yield torch.zeros(2, 1000)
+
+    wide = replace(SLOW, chunking=Chunking(300, context=20))
+    voices = [separator(soft(1), wide), separator(soft(2)), separator(soft(3), OTHER)]
+    # The widest window and the core after it, what the resampler holds, frames of the common grid and a block.
+    most = (340 + 300) * 64 * RATE // 5512 + 4 * 4096 + 2 * 512 + 1000
+    for stems in Ensemble(voices, rule).stream(blocks(), RATE):
+        given_back += stems["vocals"].shape[-1]
+        assert asked - given_back <= most
+    assert given_back == asked
+
+
+def test_the_callers_song_is_left_alone() -> None:
+    song = noise(2, 5000)
+    before = song.clone()
+    for voices in ([SPEC, SPEC], [SPEC, OTHER]):
+        for stems in Ensemble([separator(constant(0.0), spec) for spec in voices]).stream([song], RATE):
+            for audio in stems.values():
+                audio.mul_(0)
+        assert torch.equal(song, before)
+
+
+@pytest.mark.parametrize("specs", [(SPEC, SPEC), (SPEC, OTHER)])
+def test_not_finite_song(specs: tuple[ModelSpec, ...]) -> None:
+    song = noise(2, 5000)
+    song[1, 4321] = float("nan")
+    with pytest.raises(AudioError, match="not finite"):
+        Ensemble([separator(constant(1.0), spec) for spec in specs]).separate(song, RATE)
+
+
+def test_warnings_are_told_once_and_name_the_model() -> None:
+    voices = [separator(soft(1)), separator(soft(1), OTHER)]
+    ensemble = Ensemble(voices)
+    voices[1].warnings.append("second")
+    assert ensemble.warnings == ["other: second"]
+    voices[0].warnings.append("first")
+    assert ensemble.warnings == ["other: second", "toy: first"] == ensemble.warnings
+
+
+# Stems of several models
+
+
+class Band:
+    """A model of several stems, each a share of the song."""
+
+    device = torch.device("cpu")
+    measures = False
+
+    def __init__(self, shares: dict[str, float], target: str = "vocals", stems: tuple[str, ...] | None = None) -> None:
+        self.spec = ModelSpec(
+            "band", "band", {"num_stems": len(shares)}, target=target, instruments=tuple(shares), domain="waveform"
+        )
+        self.shares, self.warnings = shares, []
+        self.stems = stems or self.spec.stems
+
+    def stream(
+        self, blocks: Iterable[Tensor], rate: int, peak: None, layout: str | None
+    ) -> Iterator[dict[str, Tensor]]:
+        for block in blocks:
+            stems = {stem: share * block for stem, share in self.shares.items()}
+            if "vocals" in stems:
+                stems["instrumental"] = block - stems["vocals"]
+            yield {stem: stems[stem] for stem in self.stems}
+
+
+FOUR = {"drums": 0.1, "bass": 0.2, "other": 0.3, "vocals": 0.4}
+
+
+def test_common_stems() -> None:
+    song = noise(2, 4000)
+    band, second = Band(FOUR), Band({**FOUR, "vocals": 0.2, "drums": 0.5})
+    assert Ensemble([band, separator(constant(0.3))]).stems == ("vocals", "instrumental")
+    stems = Ensemble([band, separator(constant(0.3))]).separate(song, RATE)
+    assert_close(stems["vocals"], 0.4 * song, rtol=0, atol=1e-6)
+    assert_sum(stems, song)
+
+    both = Ensemble([band, second])
+    assert both.stems == ("drums", "bass", "other", "vocals", "instrumental")
+    stems = both.separate(song, RATE)
+    for stem, share in {"drums": 0.5, "bass": 0.2, "vocals": 0.4, "instrumental": 0.6}.items():
+        assert_close(stems[stem], share * song, rtol=0, atol=2e-6)  # the rest is the smallest: the stem the largest
+    assert set(Ensemble([band, second], stems=["bass"]).separate(song, RATE)) == {"bass"}
+    assert set(Ensemble([band, separator(constant(0.3))], stems=["instrumental"]).separate(song, RATE)) == {
+        "instrumental"
+    }
+
+
+def test_stems_that_are_not_common() -> None:
+    drums = Band({"drums": 0.1, "bass": 0.2})
+    with pytest.raises(UsageError, match="no stem in common"):
+        Ensemble([drums, separator(constant(1.0))])
+    with pytest.raises(UsageError, match="but no bass"):
+        Ensemble([Band(FOUR), separator(constant(1.0))], stems=["bass"])
+    with pytest.raises(UsageError, match="at least one"):
+        Ensemble([])
+
+
+# The original
+
+
+class WithoutNyquist(nn.Module):
+    """The original gives the bin that its networks do not see to the vocals, ours keep it in the instrumental."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, magnitudes: Tensor) -> Tensor:
+        return F.pad(self.network(magnitudes)[:, :, :-1], (0, 0, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["inference_ensemble_v10a_v10b", "inference_ensemble_v8_v10"])
+def test_the_original_ensemble(name: str) -> None:
+    """From samples to samples, as far as the original gives any; and without its slip the stems are a whole."""
+    path = Path(__file__).parent / "fixtures" / f"{name}.json"
+    fixture = json.loads(path.read_text())
+    case, arrays = fixture["case"], np.load(path.with_suffix(".npz"))
+    size, context = case["cropsize"], case["padding"]
+    spec = ModelSpec(
+        "v",
+        "v",
+        {},
+        stft=STFT(case["n_fft"], case["hop"]),
+        rate=case["sr"],
+        chunking=Chunking(size, context, multiple=size),
+    )
+    voices, loose = [], 1e-4
+    for family, ctor, seed in case["models"]:
+        network = parity.build(parity.FAMILIES[family], ctor, seed, fixture["gain"])
+        voices.append(separator(WithoutNyquist(network), spec))
+        loose = max(loose, (parity.FAMILIES[family].tolerance or 0) / 4)
+    song = parity.signal(case)
+    with torch.inference_mode():
+        stems = Ensemble(voices, Rule("original")).separate(song, case["sr"])
+        whole = Ensemble(voices).separate(song, case["sr"])
+    for stem, key in {"instrumental": "y_wav", "vocals": "v_wav"}.items():
+        start, stop, step = fixture["outputs"][key]["slices"][1]
+        kept = slice(start, stop - case["hop"], step)  # the original's last frame knows nothing of the end
+        ours = stems[stem][:, kept]
+        stored = torch.from_numpy(arrays[key])[:, : ours.shape[-1]]
+        assert_close(ours, stored, rtol=0, atol=loose * stored.abs().max().item())
+    assert_close(stems["instrumental"], whole["instrumental"], rtol=0, atol=1e-6)
+    assert_sum(whole, song)
+    assert (stems["vocals"] + stems["instrumental"] - song).abs().max() > 0.01
+
+
+# Loading
+
+
+def test_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and paths mixed; one that is named twice is loaded once; a setting that a family lacks is left out."""
+    loaded = []
+    recurrent = replace(SPEC, name="recurrent", recurrent=True, chunking=Chunking(24))
+
+    def load(name: str, device: torch.device, config: Path | None = None) -> tuple[ModelSpec, nn.Module]:
+        loaded.append((name, config))
+        return {"r": (recurrent, Recurrent())}.get(name, (replace(SPEC, name=str(name)), constant(0.5)))
+
+    monkeypatch.setattr(checkpoint, "load", load)
+    ensemble = Ensemble.load(
+        ["a", "r", Path("b.pt"), "a"], "cpu", "avg_wave", Inference(context=7), [None, None, Path("b.yaml"), None]
+    )
+    assert loaded == [("a", None), ("r", None), (Path("b.pt"), Path("b.yaml"))]
+    assert [voice.spec.name for voice in ensemble.separators] == ["a", "recurrent", "b.pt", "a"]
+    assert [voice.chunking.context for voice in ensemble.separators] == [7, 0, 7, 7]
+    assert len(ensemble.warnings) == 1 and "recurrent has no context" in ensemble.warnings[0]
+    described = json.loads(json.dumps(ensemble.describe()))
+    assert described["model"] == "a+recurrent+b.pt+a" and described["rule"]["domain"] == "wave"
+    with pytest.raises(UsageError, match="2 models and 1 configs"):
+        Ensemble.load(["a", "b"], "cpu", configs=[None])
+    with pytest.raises(UsageError, match="no ensemble rule"):
+        Ensemble.load(["a", "b"], "cpu", "best")
+
+
+def test_a_missing_model_is_named() -> None:
+    with pytest.raises(ModelError, match=r"nowhere\.ckpt"):
+        Ensemble.load(["default", "nowhere.ckpt"], "cpu")
