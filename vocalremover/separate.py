@@ -59,6 +59,7 @@ class Separator:
         self.passes = choose_passes(spec, self.chunking, inference)
         precision, batch = choose_precision(inference.precision, self.device), choose_batch(inference, self.device)
         self._runner = Runner(network.to(self.device).eval(), self.device, precision, batch, spec.name)
+        self._runner.warnings.extend(spec.warnings)
         # Apple's GPUs lack some complex operations, so there only the network runs on the device.
         self._signal_device = torch.device("cpu") if self.device.type == "mps" else self.device
         self._parts, self._rests = _plan_stems(spec, self.stems)
@@ -76,8 +77,7 @@ class Separator:
         """
         chosen = choose_device(device)
         choose_precision(inference.precision, chosen)  # a wrong word is told before the weights are read
-        more = {} if config is None else {"config": config}
-        spec, network = checkpoint.load(name_or_path, chosen, **more)
+        spec, network = checkpoint.load(name_or_path, chosen, config)
         return cls(spec, network, chosen, inference, stems)
 
     @property
