@@ -11,7 +11,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 # The tests belong to the sources beside them, wherever another copy may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import demix
 
 from vocalremover.chunks import Chunking
 from vocalremover.models import NETWORKS, ModelSpec
@@ -254,20 +256,16 @@ def signal(case: Mapping[str, Any]) -> Tensor:
 
 def song_mask(case: Mapping[str, Any], family: Family, network: nn.Module, spectrogram: Tensor) -> Tensor:
     """The mask of a whole song from our Separator with the original's crops; of test-time augmentation the mean."""
+    size, context = case["cropsize"], case["cropsize"] // 2 if case["padding"] is None else case["padding"]
+    inference = Inference("fp32", case["batchsize"], crops=((size, context),))
     if case["method"] == "separate_tta":
-        crops = list(zip(case["tta_cropsizes"], case["tta_paddings"], strict=True))
-    else:
-        crops = [(case["cropsize"], case["cropsize"] // 2 if case["padding"] is None else case["padding"])]
-    peak = spectrogram.abs().max().item()
-    masks = []
-    for size, context in crops:
-        # The original fills the last crop up with zeros, and gives a recurrent network the padding as more crop.
-        size, context = (size + 2 * context, 0) if family.recurrent else (size, context)
-        chunking = Chunking(size=size, context=context, multiple=size)
-        spec = ModelSpec("", "", {}, chunking=chunking, recurrent=family.recurrent)
-        separator = Separator(spec, network, inference=Inference("fp32", case["batchsize"]))
-        masks.append(torch.cat(list(separator.masks([spectrogram], peak)), dim=-1))
-    joined = torch.stack(masks).mean(0)
+        pairs = zip(case["tta_cropsizes"], case["tta_paddings"], strict=True)
+        inference = replace(inference, crops=tuple(pairs))
+    # The original gives a recurrent network the padding as more crop.
+    size, inference = (size + 2 * context, replace(inference, crops=())) if family.recurrent else (size, inference)
+    spec = ModelSpec("", "", {}, chunking=Chunking(size=size, multiple=size), recurrent=family.recurrent)
+    separator = Separator(spec, network, inference=inference)
+    joined = torch.cat(list(separator.masks([spectrogram], spectrogram.abs().max().item())), dim=-1)
     # The original gives the Nyquist bin, which no network sees, to the vocals; ours keeps it in the instrumental.
     joined[:, -1] = 0
     return joined
@@ -304,13 +302,25 @@ def check_pipeline(fixture: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
         yield compare(f"{fixture['name']}:{key}", results[key], arrays[key], meta["slices"], tolerance)
 
 
+def check_demix(fixture: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Iterator[Line]:
+    """A song in overlapping windows of samples, where the reference's numbers are those of its windows alone."""
+    case, output = fixture["case"], fixture["output"]
+    network = None
+    if case["model"] != "dummy":
+        network = build(FAMILIES[f"{case['model']}_msst"], case["ctor"], case["weight_seed"], fixture["gain"])
+    stored = torch.from_numpy(arrays["output"])
+    ours, theirs = demix.compared(fixture, stored, network_input(fixture, arrays), network)["sane"]
+    # A place is a mean over some windows, with a product each; networks round about as much.
+    yield compare(fixture["name"], ours, theirs.numpy(), None, 1e-5 * output["stats"]["absmax"])
+
+
 def check(path: Path) -> list[Line]:
     """All comparisons of one fixture file."""
     fixture = json.loads(path.read_text())
     fixture.setdefault("name", path.stem)
     with np.load(path.with_suffix(".npz")) as stored:
         arrays = dict(stored)
-    kind = check_network if "state_dict" in fixture else check_pipeline
+    kind = check_network if "state_dict" in fixture else check_demix if "output" in fixture else check_pipeline
     return list(kind(fixture, arrays))
 
 

@@ -1,0 +1,100 @@
+"""Several passes over one stream: each returns what it was given, and their mean comes in step."""
+
+from collections.abc import Iterator
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_chunks import chunkings, ramp
+from torch import Tensor
+from torch.testing import assert_close
+
+from vocalremover.chunks import Chunking, blend, cut
+from vocalremover.passes import Pass, average, displace, run
+
+
+@given(data=st.data(), total=st.integers(0, 700), by=st.integers(0, 200), block=st.integers(1, 100))
+@settings(deadline=None, max_examples=50)
+def test_displaced_windows_return_their_input(data: st.DataObject, total: int, by: int, block: int) -> None:
+    chunking, signal = data.draw(chunkings()), ramp(total)
+    answer = displace(signal.split(block, dim=-1), by, lambda blocks: blend(cut(blocks, chunking), chunking))
+    assert_close(torch.cat([signal[..., :0], *answer], dim=-1), signal, rtol=2e-6, atol=0)
+
+
+def test_windows_move_by_the_displacement() -> None:
+    starts = []
+
+    def work(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        for window, content in cut(blocks, Chunking(50, 10)):
+            starts.append(content[0, 10].item())
+            yield content[..., 10 : 10 + window.size]
+
+    assert torch.equal(torch.cat(list(displace([ramp(130)], 20, work)), dim=-1), ramp(130))
+    assert starts == [0, 31, 81]  # the numbers of a ramp begin with 1
+
+
+@given(total=st.integers(0, 2000), sizes=st.lists(st.integers(1, 300), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=50)
+def test_average_of_streams_in_step(total: int, sizes: list[int]) -> None:
+    """The mean, block sizes aside; no stream runs ahead of another by more than its own largest block."""
+    given_out = [0] * len(sizes)
+
+    def stream(number: int, size: int) -> Iterator[Tensor]:
+        for block in ramp(total).split(size, dim=-1):
+            given_out[number] += block.shape[-1]
+            yield block * (number + 1)
+
+    done = 0
+    for block in average([stream(number, size) for number, size in enumerate(sizes)]):
+        done += block.shape[-1]
+        assert all(ahead - done <= size for ahead, size in zip(given_out, sizes, strict=True))
+        expected = ramp(total)[:, done - block.shape[-1] : done] * (len(sizes) + 1) / 2
+        assert_close(block, expected, rtol=1e-6, atol=0, check_dtype=False)
+    assert done == total
+
+
+def stereo(total: int) -> Tensor:
+    return torch.stack((ramp(total)[0], -ramp(total)[1]))
+
+
+@given(total=st.integers(0, 700), block=st.integers(1, 100), count=st.integers(1, 6))
+@settings(deadline=None, max_examples=50)
+def test_what_is_turned_is_turned_back(total: int, block: int, count: int) -> None:
+    """Each pass sees its own version of the blocks; a work that does nothing gives the song."""
+    kinds = ["", "swap", "invert", "", "swap", "invert"][:count]
+    passes = [Pass(Chunking(10 + number), number, kind) for number, kind in enumerate(kinds)]
+    seen: dict[int, list[Tensor]] = {}
+
+    def work(blocks: Iterator[Tensor], chunking: Chunking, shift: int) -> Iterator[Tensor]:
+        assert chunking.size == 10 + shift
+        for one in blocks:
+            seen.setdefault(shift, []).append(one)
+            yield one
+
+    song = stereo(total)
+    answer = torch.cat([song[:, :0], *run(song.split(block, dim=-1), passes, -2, work)], dim=-1)
+    assert_close(answer, song, rtol=1e-6, atol=0)
+    as_it_was = {"": song, "swap": song.flip(0), "invert": -song}
+    for number, kind in enumerate(kinds):
+        assert torch.equal(torch.cat([song[:, :0], *seen.get(number, [])], dim=-1), as_it_was[kind])
+
+
+def test_passes_stay_in_step() -> None:
+    """However long the stream, what waits is no more than the widest pass holds."""
+    asked = 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal asked
+        for _ in range(1000):
+            asked += 10
+            yield torch.ones(2, 10)
+
+    def work(given: Iterator[Tensor], chunking: Chunking, shift: int) -> Iterator[Tensor]:
+        return displace(given, shift, lambda led: blend(cut(led, chunking), chunking))
+
+    passes = [Pass(Chunking(100, 20)), Pass(Chunking(300, 50, 50), 150), Pass(Chunking(20), 10, "swap")]
+    given_back = 0
+    for block in run(blocks(), passes, -2, work):
+        given_back += block.shape[-1]
+        assert asked - given_back <= 400 + 10
+    assert given_back == asked == 10_000
