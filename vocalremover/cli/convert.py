@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from vocalremover.cli.models import CONFIG
+
 
 @click.command("convert")
 @click.argument("model", metavar="IN")
@@ -13,11 +15,12 @@ import click
     help="How the weights are stored; float16 halves the file and rounds them.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-def command(model: str, out: Path, dtype: str, overwrite: bool) -> None:
+@CONFIG
+def command(model: str, out: Path, dtype: str, overwrite: bool, config: Path | None) -> None:
     """Writes the weights IN, a known model or a file, as a file that says what it is.
 
-    OUT carries the architecture, its arguments, the STFT, the recommended settings, the licence and the sha256 of IN.
-    It holds the same numbers and loads without recognition.
+    OUT carries the architecture, its arguments, the STFT, the windows, the names of the stems, the licence and the
+    sha256 of IN. It holds the same numbers, loads without recognition and needs no yaml beside it.
     """
     import torch
 
@@ -25,8 +28,10 @@ def command(model: str, out: Path, dtype: str, overwrite: bool) -> None:
     from vocalremover.cli.output import say
 
     chosen = None if dtype == "keep" else getattr(torch, dtype)
-    spec = checkpoint.convert(model, out, chosen, overwrite)
+    spec = checkpoint.convert(model, out, chosen, overwrite, config)
     arguments = ", ".join(f"{key}={value}" for key, value in spec.args.items())
     say(f"{model}: {spec.name}, the network {spec.network} with {arguments}")
+    for warning in spec.warnings:
+        say(f"warning: {warning}")
     say(f"sha256 of {model}: {spec.sha256}")
     click.echo(out)
