@@ -15,6 +15,7 @@ import torch
 from torch.testing import assert_close
 
 from vocalremover.audio import read
+from vocalremover.batch import JOURNAL
 from vocalremover.models import MODELS
 
 resource = pytest.importorskip("resource", reason="limits and permissions are POSIX")
@@ -38,8 +39,8 @@ def separate(command: Command, tiny_model: Path) -> Command:
 
 
 def files(folder: Path) -> list[str]:
-    """All names below a folder, hidden ones too."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """All names below a folder, hidden ones too, save for the journal's."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != JOURNAL)
 
 
 def stems_of(song: Path, **folder: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,7 +32,8 @@ def inputs_of(jobs: list[Job]) -> list[str]:
 
 
 def names_in(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+    """All names, hidden ones too, save for the journal's."""
+    return sorted(set(os.listdir(folder)) - {batch.JOURNAL})
 
 
 # Planning

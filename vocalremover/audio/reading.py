@@ -7,6 +7,7 @@ as the file tells them, so that what comes back has the length and position of w
 """
 
 import os
+import stat
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -126,11 +127,14 @@ class Reader:
         if missing > self._source.tolerance:
             seconds = [count / self.rate for count in (decoded, self._source.expected, missing)]
             found.append("truncated: decoded {:.1f} s of {:.1f} s, {:.1f} s are missing".format(*seconds))
-        elif not is_ended(self.path):
+        elif not self._is_ended():
             found.append("truncated: the end of the stream is missing")
         elif self._source.problems:
             found.append(f"damaged: {len(self._source.problems)} times a piece of the file could not be decoded")
         self.warnings.extend(warning for warning in found if warning not in self.warnings)
+
+    def _is_ended(self) -> bool:
+        return is_ended(self.path)
 
 
 def read(path: str | os.PathLike) -> tuple[Tensor, int]:
@@ -142,8 +146,11 @@ def read(path: str | os.PathLike) -> tuple[Tensor, int]:
 
 def _check(path: Path) -> None:
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise AudioError(f"{path}: this is a folder, not a file.")
+        if not stat.S_ISREG(mode):  # opening a pipe waits until somebody writes into it, and it can be read only once
+            raise AudioError(f"{path}: this is a pipe or a device, not a file; read it as standard input: - < {path}.")
         with open_bytes(path) as file:
             if not file.read(1):
                 raise AudioError(f"{path}: the file is empty.")

@@ -22,6 +22,7 @@ from vocalremover.audio.tags import Tags
 PIECE = 1 << 14
 # A RIFF counts its bytes in 32 bits; from here on a wav must be an RF64 (EBU Tech 3306).
 RIFF_LIMIT = 0xFFFFFFFF
+ENDLESS = RIFF_LIMIT.to_bytes(4, "little")
 INFO_NAMES = {"title": b"INAM", "artist": b"IART", "album": b"IPRD", "track": b"IPRT", "date": b"ICRD"}
 # Bits of the channel mask of WAVE_FORMAT_EXTENSIBLE, by FFmpeg's names of the loudspeakers.
 SPEAKERS = {name: 1 << bit for bit, name in enumerate("FL FR FC LFE BL BR FLC FRC BC SL SR TC TFL TFC TFR".split())}
@@ -44,8 +45,13 @@ CODECS = {"flac": ("flac", "flac"), "mp3": ("libmp3lame", "mp3"), "m4a": ("aac",
 FLAC_FORMATS = {"16": "s16", "24": "s32"}
 
 
-class OutFile:
-    """A file object for libraries written in C, which lose exceptions: keeps the first error, then writes nothing."""
+class Out:
+    """A file object for libraries written in C, which lose exceptions: keeps the first error, then writes nothing.
+
+    This one only goes forward, as a pipe does.
+    """
+
+    rewinds = False
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -62,6 +68,17 @@ class OutFile:
             self.closed_to_writing = True
             return len(data)
 
+    def check(self) -> None:
+        """Raises the error that a library has swallowed."""
+        if self.error:
+            raise self.error
+
+
+class OutFile(Out):
+    """The same for a file on disk."""
+
+    rewinds = True
+
     def read(self, size: int = -1) -> bytes:
         return self.file.read(size)
 
@@ -75,11 +92,6 @@ class OutFile:
 
     def tell(self) -> int:
         return self.file.tell()
-
-    def check(self) -> None:
-        """Raises the error that a library has swallowed."""
-        if self.error:
-            raise self.error
 
 
 class Quantiser:
@@ -105,9 +117,12 @@ class Quantiser:
 
 
 class WavSink:
-    """Wav of 16, 24 or 32 (float) bits with LIST INFO; a file that outgrows 4 GiB becomes an RF64 when it is closed."""
+    """Wav of 16, 24 or 32 (float) bits with LIST INFO; a file that outgrows 4 GiB becomes an RF64 when it is closed.
 
-    def __init__(self, out: OutFile, rate: int, channels: int, layout: str, bits: str, words: dict[str, str]) -> None:
+    Into a pipe its sizes are told as 0xFFFFFFFF, which stands for "up to the end", as FFmpeg and sox have it.
+    """
+
+    def __init__(self, out: Out, rate: int, channels: int, layout: str, bits: str, words: dict[str, str]) -> None:
         self._out = out
         self._rate = rate
         self._channels = channels
@@ -131,8 +146,9 @@ class WavSink:
     def finish(self) -> None:
         if self._samples * self._channels * self._bytes % 2:
             self._out.write(b"\0")
-        self._out.seek(0)
-        self._out.write(self._header())
+        if self._out.rewinds:
+            self._out.seek(0)
+            self._out.write(self._header())
 
     def abort(self) -> None:
         pass
@@ -160,11 +176,13 @@ class WavSink:
         middle = _chunk(b"fmt ", form) + fact + self._info
         # 12: RIFF and WAVE; 36: the place kept for ds64; 8: the head of the data chunk.
         riff = 12 + 36 + len(middle) + 8 + data + data % 2 - 8
+        if not self._out.rewinds:
+            return b"RIFF" + ENDLESS + b"WAVE" + middle + b"data" + ENDLESS
         if riff <= RIFF_LIMIT:
             head = b"RIFF" + struct.pack("<I", riff) + b"WAVE" + _chunk(b"JUNK", bytes(28))
             return head + middle + b"data" + struct.pack("<I", data)
         sizes = _chunk(b"ds64", struct.pack("<QQQI", riff, data, self._samples, 0))
-        return b"RF64" + b"\xff" * 4 + b"WAVE" + sizes + middle + b"data" + b"\xff" * 4
+        return b"RF64" + ENDLESS + b"WAVE" + sizes + middle + b"data" + ENDLESS
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
@@ -193,7 +211,7 @@ class FFmpegSink:
     """
 
     def __init__(
-        self, out: OutFile, kind: str, rate: int, layout: str, bits: str | None, bitrate: int, words: Tags
+        self, out: Out, kind: str, rate: int, layout: str, bits: str | None, bitrate: int, words: Tags
     ) -> None:
         codec, muxer = CODECS[kind]
         self._rate = rate
@@ -262,7 +280,7 @@ class XiphSink:
     loudspeakers of 5.0 and 6.1.
     """
 
-    def __init__(self, out: OutFile, kind: str, rate: int, channels: int, bitrate: int, words: Tags) -> None:
+    def __init__(self, out: Out, kind: str, rate: int, channels: int, bitrate: int, words: Tags) -> None:
         self._out = out
         self._channels = channels
         self._samples = 0

@@ -51,8 +51,8 @@ class Tags:
         return {name: text for name in FIELDS if (text := getattr(self, name))}
 
 
-def from_container(container: InputContainer) -> Tags:
-    """Reads the tags of a file that PyAV has opened; moves its position, so decode from another opening."""
+def from_container(container: InputContainer, cover: bool = True) -> Tags:
+    """Reads the tags of a file that PyAV has opened; the cover moves its position, so decode from another opening."""
     found: dict[str, str] = {}
     for metadata in (*(stream.metadata for stream in container.streams.audio), container.metadata):
         found.update({name.lower(): _readable(text) for name, text in metadata.items()})
@@ -60,8 +60,8 @@ def from_container(container: InputContainer) -> Tags:
         field: next((text for name in names if (text := found.get(name, "").strip())), None)
         for field, names in FIELDS.items()
     }
-    cover, cover_mime = _cover(container)
-    return Tags(**words, cover=cover, cover_mime=cover_mime)
+    picture, mime = _cover(container) if cover else (None, None)
+    return Tags(**words, cover=picture, cover_mime=mime)
 
 
 def _readable(text: str) -> str:

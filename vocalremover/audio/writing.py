@@ -175,10 +175,7 @@ class Writer:
             self._abort()
             return
         try:
-            if self._resampler:
-                self._sink.write(self._resampler.finish().numpy())
-            self._sink.finish()
-            self._out.check()
+            self._finish()
             self._out.file.flush()
             os.fsync(self._out.file.fileno())
             self._out.file.close()
@@ -187,6 +184,12 @@ class Writer:
             self._abort()
             raise self._translated(failure) from failure
         _sync_folder(self.path.parent)
+
+    def _finish(self) -> None:
+        if self._resampler:
+            self._sink.write(self._resampler.finish().numpy())
+        self._sink.finish()
+        self._out.check()
 
     def _check(self, layout: str | None) -> str:
         """The layout to write; raises UsageError where the format cannot hold the song."""

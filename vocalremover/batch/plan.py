@@ -1,0 +1,115 @@
+"""Songs in, jobs out: which stems each is to become, and a refusal of whatever would lose a file, before any work."""
+
+import logging
+import os
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vocalremover.batch.settings import STEMS, Settings
+from vocalremover.batch.songs import Song, find_songs, resolver
+from vocalremover.errors import InputError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One song and where each of its wanted stems goes; with a `problem` it fails without being tried."""
+
+    input: Path
+    outputs: dict[str, Path]
+    problem: str | None = None
+
+
+def plan(
+    inputs: Iterable[str | os.PathLike], settings: Settings, recursive: bool = False,
+    shard: tuple[int, int] | None = None,
+) -> list[Job]:  # fmt: skip
+    """One job a song; see `find_songs` for what an input may be.
+
+    With `recursive` and an output folder, that folder repeats the tree below each folder given. `shard` (i, n) keeps
+    every n-th job from the i-th on, whatever is already done, so that n computers given the same words share the work.
+    Refuses an output that is an input or another song's output, in any shard (UsageError), and finding nothing to do
+    (InputError).
+    """
+    if shard and not 1 <= shard[0] <= shard[1]:
+        raise UsageError(f"there is no shard {shard[0]} of {shard[1]}: count from 1 to {shard[1]}")
+    inputs = list(inputs)
+    songs = find_songs(inputs, recursive, settings.out)
+    keys = _Keys()
+    made = _made_by(songs, settings, keys)
+    jobs = []
+    for song in songs:
+        if song.problem:
+            jobs.append(Job(song.path, {}, song.problem))
+        elif song.named or not made.get(keys.bare(song.path), set()) - {keys.bare(song.path)}:
+            outputs = {stem: settings.name(song.path, stem, song.below) for stem in settings.stems}
+            jobs.append(Job(song.path, outputs))
+        else:
+            log.info("%s is left out: it is named like a stem of a song beside it", song.path)
+    if not jobs:
+        names = ", ".join(map(str, inputs)) or "what was given"
+        raise InputError(f"there is no song in {names}; name a file, or a folder that holds songs")
+    _refuse_collisions(jobs, keys)
+    return jobs[shard[0] - 1 :: shard[1]] if shard else jobs
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`"2/8"` -> (2, 8). Raises UsageError."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"a shard is i/n, such as 2/8 for the second of eight, not {text!r}")
+    return int(number), int(count)
+
+
+class _Keys:
+    """Equal strings for two names that are, on some file system, one file: letter case and accents' encoding do not
+    count."""
+
+    def __init__(self) -> None:
+        self._place = resolver()
+
+    def whole(self, path: Path) -> str:
+        return unicodedata.normalize("NFC", str(self._place(path))).casefold()
+
+    def bare(self, path: Path) -> str:
+        """Without its suffix: a stem made as wav last week is no song when flac is asked for today."""
+        return self.whole(path.with_suffix(""))
+
+
+def _made_by(songs: Iterable[Song], settings: Settings, keys: _Keys) -> dict[str, set[str]]:
+    """Which songs a stem's name would come from, so that a folder's earlier stems are not taken for songs."""
+    made: dict[str, set[str]] = {}
+    for song in songs:
+        for stem in {*STEMS, *settings.stems}:
+            made.setdefault(keys.bare(settings.name(song.path, stem, song.below)), set()).add(keys.bare(song.path))
+    return made
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _refuse_collisions(jobs: list[Job], keys: _Keys) -> None:
+    by_key = {keys.whole(job.input): job.input for job in jobs}
+    by_identity = {identity: job.input for job in jobs if (identity := _identity(job.input))}
+    owners: dict[str, Job] = {}
+    for job in jobs:
+        for output in job.outputs.values():
+            same = by_key.get(keys.whole(output)) or by_identity.get(_identity(output))
+            if same:
+                raise UsageError(f"the output {output} is the input {same}; choose another --out or --template")
+            owner = owners.setdefault(keys.whole(output), job)
+            if owner is not job:
+                raise UsageError(
+                    f"{owner.input} and {job.input} would both be written to {output}; "
+                    "separate them in two runs with different --out folders"
+                )
+        if len({keys.whole(output) for output in job.outputs.values()}) < len(job.outputs):
+            raise UsageError(f"all stems of {job.input} would be written to {output}; put {{stem}} into the template")
