@@ -41,8 +41,9 @@ def compress(audio: Tensor, ratios: Tensor, threshold_db: float = -6.0) -> Tenso
 
     The level is measured over a window around each sample and over both channels, so that the stereo picture stays.
     """
-    power = F.pad(reduce(audio.square(), "b c n -> b 1 n", "mean"), (LEVEL_WINDOW // 2, LEVEL_WINDOW // 2))
-    level = F.avg_pool1d(power, LEVEL_WINDOW, LEVEL_STEP) + 1e-10
+    power = F.pad(audio.square(), (LEVEL_WINDOW // 2, LEVEL_WINDOW // 2 + -audio.shape[-1] % LEVEL_STEP))
+    steps = reduce(power, "b c (n s) -> b 1 n", "mean", s=LEVEL_STEP)
+    level = F.avg_pool1d(steps, LEVEL_WINDOW // LEVEL_STEP, 1) + 1e-10
     above = 10 * level.log10() - 20 * loudness(audio)[:, None, None].log10() - threshold_db
     gain_db = -(1 - 1 / ratios[:, None, None]) * above.clamp(min=0)
     return audio * F.interpolate(10 ** (gain_db / 20), size=audio.shape[-1], mode="linear")
@@ -75,8 +76,8 @@ def widen(audio: Tensor, widths: Tensor) -> Tensor:
 
 
 def swap(audio: Tensor, swapped: Tensor) -> Tensor:
-    """Left and right exchanged where `swapped` (`[batch]`, bool)."""
-    return torch.where(swapped[:, None, None], audio.flip(1), audio)
+    """Left and right of `[batch, ..., channels, samples]` exchanged where `swapped` (`[batch]`, bool)."""
+    return torch.where(swapped.reshape(-1, *[1] * (audio.dim() - 1)), audio.flip(-2), audio)
 
 
 def drop(audio: Tensor, channels: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ def stretch(audio: Tensor, rates: Tensor, samples: int) -> Tensor:
     share = (places - below).clamp(max=1)[:, None, None]
     here, there = (_frames(spectrogram, index) for index in (below, below + 1))
     magnitude = here.abs() * (1 - share) + there.abs() * share
-    advance = (there * here.conj()).angle()
-    start = spectrogram[..., :1].angle()
-    phase = start + F.pad(advance[..., :-1].cumsum(dim=-1), (1, 0))
+    advance = there.angle() - here.angle()
+    advance -= 2 * torch.pi * (advance / (2 * torch.pi)).round()  # small numbers add up with small errors
+    phase = here[..., :1].angle() + F.pad(advance[..., :-1].cumsum(dim=-1), (1, 0))
     return EFFECTS.inverse(torch.polar(magnitude, phase), samples)
 
 

@@ -60,14 +60,11 @@ def render_batch(
     backing = _sums([mix.backings for mix in mixes], [mix.level for mix in mixes], samples, device, tapes)
     both = torch.stack([vocals + backing, vocals], dim=1)  # [batch, 2 (mixture, vocals), 2, samples]
     both = _coded(both, mixes)
-    levels = [LEVEL if mix.level == "song" else 0.0 for mix in mixes]
-    gains = _column(mixes, lambda mix: mix.gain_db, device) / 20
-    factors = 10**gains * torch.where(
-        torch.tensor(levels, device=device) > 0, LEVEL / augment.loudness(both[:, 0]), torch.ones_like(gains)
-    )
-    both = both * factors[:, None, None, None]
+    gains = 10 ** (_column(mixes, lambda mix: mix.gain_db, device) / 20)
+    levelled = torch.tensor([mix.level == "song" for mix in mixes], device=device)
+    gains = torch.where(levelled, gains * LEVEL / augment.loudness(both[:, 0]), gains)
     swapped = torch.tensor([mix.swap for mix in mixes], device=device)
-    both = torch.where(swapped[:, None, None, None], both.flip(2), both)
+    both = augment.swap(both * gains[:, None, None, None], swapped)
     return both[:, 0], both[:, 1]
 
 
@@ -179,17 +176,29 @@ class _Chain:
         return wet or cut or any(part.equaliser_db != FLAT for part in self.parts)
 
     def response(self, samples: int) -> Tensor:
-        """All that is a response, multiplied: `[parts, 2, bins]`."""
+        """All that is a response, multiplied: `[parts, bins]`, or `[parts, 2, bins]` where the sides differ."""
         hertz = augment_filters.frequencies(samples, self.device)
-        gains = torch.tensor([part.equaliser_db for part in self.parts], device=self.device)
-        response = augment_filters.equaliser(gains, hertz)
-        response *= augment_filters.high_pass(self.column("low_cut"), hertz)
-        response *= augment_filters.low_pass(self.column("high_cut"), hertz)
+        response = torch.ones(len(self.parts), hertz.shape[0], device=self.device)
+        self.touch(response, lambda part: part.equaliser_db != FLAT, lambda rows, _: self._equaliser(rows, hertz))
+        self.touch(response, lambda part: part.low_cut > 0, lambda rows, taken: taken * self._high_pass(rows, hertz))
+        self.touch(response, lambda part: part.high_cut < inf, lambda rows, taken: taken * self._low_pass(rows, hertz))
+        if not any(part.echo_db > -inf or part.double or part.wet_db > -inf for part in self.parts):
+            return response
         sides = torch.stack([response, response], dim=1).to(torch.complex64)
         self.touch(sides, lambda part: part.echo_db > -inf, lambda rows, taken: taken * self._echo(rows, hertz))
         self.touch(sides, lambda part: bool(part.double), lambda rows, taken: taken * self._double(rows, hertz))
         self.touch(sides, lambda part: part.wet_db > -inf, lambda rows, taken: taken * self._room(rows, samples))
         return sides
+
+    def _equaliser(self, rows: list[int], hertz: Tensor) -> Tensor:
+        gains = torch.tensor([self.parts[row].equaliser_db for row in rows], device=self.device)
+        return augment_filters.equaliser(gains, hertz)
+
+    def _high_pass(self, rows: list[int], hertz: Tensor) -> Tensor:
+        return augment_filters.high_pass(self.column("low_cut", rows), hertz)
+
+    def _low_pass(self, rows: list[int], hertz: Tensor) -> Tensor:
+        return augment_filters.low_pass(self.column("high_cut", rows), hertz)
 
     def _echo(self, rows: list[int], hertz: Tensor) -> Tensor:
         return augment_filters.echo(self.column("echo_seconds", rows), self.column("echo_db", rows), hertz)[:, None]
@@ -207,22 +216,18 @@ class _Chain:
 
 def _coded(both: Tensor, mixes: Sequence[Mix]) -> Tensor:
     """What a coder of music does to the mixture, done to the vocals alike, so that both still differ by the backing."""
-    rows = [row for row, mix in enumerate(mixes) if mix.codec < inf or mix.high_cut < inf]
-    if not rows:
-        return both
-    chosen = [mixes[row] for row in rows]
-    depths, cuts = (_column(chosen, lambda mix, n=n: getattr(mix, n), both.device) for n in ("codec", "high_cut"))
-    stems, samples = both[rows].flatten(0, 1), both.shape[-1]
-    hertz = augment_filters.frequencies(samples, both.device)
-    stems = augment_filters.filtered(stems, augment_filters.low_pass(cuts, hertz).repeat_interleave(2, dim=0))
-    coded = [place for place, mix in enumerate(chosen) if mix.codec < inf]
-    stems = stems.unflatten(0, (-1, 2))
+    samples = both.shape[-1]
+    coded = [row for row, mix in enumerate(mixes) if mix.codec < inf]
     if coded:
-        spectrograms = EFFECTS.forward(stems[coded].flatten(0, 1)).unflatten(0, (-1, 2))
-        kept = augment_spectra.coded(spectrograms[:, 0], depths[coded])[:, None]
-        stems[coded] = EFFECTS.inverse((spectrograms * kept).flatten(0, 1), samples).unflatten(0, (-1, 2))
-    both = both.clone()
-    both[rows] = stems
+        depths = _column([mixes[row] for row in coded], lambda mix: mix.codec, both.device)
+        spectrograms = EFFECTS.forward(both[coded])
+        kept = augment_spectra.coded(spectrograms[:, 0], depths)[:, None]
+        both[coded] = EFFECTS.inverse(spectrograms * kept, samples)
+    cut = [row for row, mix in enumerate(mixes) if mix.high_cut < inf]
+    if cut:
+        cuts = _column([mixes[row] for row in cut], lambda mix: mix.high_cut, both.device)
+        response = augment_filters.low_pass(cuts, augment_filters.frequencies(samples, both.device))
+        both[cut] = augment_filters.filtered(both[cut].flatten(1, 2), response).unflatten(1, (2, 2))
     return both
 
 

@@ -131,7 +131,8 @@ def strengths_of(settings: Mapping[str, Any]) -> Strengths:
 
 
 def _changed(base: object, settings: object, where: str) -> object:
-    if isinstance(base, Dose) and isinstance(settings, Sequence) and 1 <= len(settings) <= 4:
+    numbers = isinstance(settings, Sequence) and all(isinstance(number, bool | int | float) for number in settings)
+    if isinstance(base, Dose) and numbers and 1 <= len(settings) <= 4:
         return Dose(*settings)
     if is_dataclass(base) and isinstance(settings, Mapping):
         known = {field.name for field in fields(base)}
