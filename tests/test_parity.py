@@ -20,7 +20,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("*.json"))
+FIXTURES = sorted(path.with_suffix(".json") for path in (Path(__file__).parent / "fixtures").glob("*.npz"))
 SMALL = Path(__file__).parent / "fixtures" / "v10_small.json"
 
 

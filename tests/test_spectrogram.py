@@ -23,6 +23,7 @@ SETTINGS = [
     STFT(n_fft=2048, hop=441),
     STFT(n_fft=512, hop=512, window="hamming"),
     STFT(n_fft=64, hop=50, pad_mode="reflect"),
+    STFT(n_fft=512, hop=100, win_length=401, pad_mode="reflect"),
 ]
 
 
@@ -53,7 +54,7 @@ def reference(stft: STFT, audio: Tensor) -> Tensor:
 
 
 def keywords(stft: STFT) -> dict:
-    return {"n_fft": stft.n_fft, "hop_length": stft.hop, "window": stft.window}
+    return {"n_fft": stft.n_fft, "hop_length": stft.hop, "window": stft.window, "win_length": stft.win_length}
 
 
 @pytest.mark.parametrize("samples", [1, 100, 1023, 1024, 1025, 2048, 5000, 20480, 30001])
@@ -169,7 +170,18 @@ def test_gradients_flow() -> None:
     assert torch.autograd.gradcheck(lambda a: stft.inverse(stft.forward(a), 100), (audio,))
 
 
-@pytest.mark.parametrize("wrong", [{"n_fft": 63}, {"hop": 0}, {"hop": 4096}, {"window": "box"}, {"pad_mode": "edge"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_fft": 63},
+        {"hop": 0},
+        {"hop": 4096},
+        {"window": "box"},
+        {"pad_mode": "edge"},
+        {"win_length": 4096},
+        {"win_length": 1000},
+    ],
+)
 def test_settings_that_make_no_transform(wrong: dict) -> None:
     with pytest.raises(UsageError):
         STFT(**wrong)

@@ -20,15 +20,19 @@ PAD_MODES = ("constant", "reflect")
 
 
 @lru_cache(maxsize=32)
-def _window(name: str, n_fft: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _window(name: str, n_fft: int, win_length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    blank = n_fft - win_length
     # A tensor made under inference mode could never be used in training later, and this one is kept.
     with torch.inference_mode(False):
-        return WINDOWS[name](n_fft, periodic=True, dtype=dtype, device=device)
+        window = WINDOWS[name](win_length, periodic=True, dtype=dtype, device=device)
+        return F.pad(window, (blank // 2, blank - blank // 2))
 
 
 @dataclass(frozen=True)
 class STFT:
-    """A short-time Fourier transform with a periodic window of `n_fft` samples and `n_fft // 2 + 1` bins.
+    """A short-time Fourier transform of `n_fft` samples a frame and `n_fft // 2 + 1` bins.
+
+    Its periodic window has `win_length` samples in the middle of a frame, all of the frame by default.
 
     `pad_mode` says what lies beyond the ends of the audio: "constant" is zeros (librosa >= 0.9), "reflect" mirrors the
     audio (librosa <= 0.8). Audio of `n_fft // 2` samples or fewer is too short to mirror and gets zeros in both modes.
@@ -39,12 +43,15 @@ class STFT:
     hop: int = 1024
     window: str = "hann"
     pad_mode: str = "constant"
+    win_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.n_fft < 2 or self.n_fft % 2:
             raise UsageError(f"n_fft must be an even number of samples, not {self.n_fft}")
         if not 1 <= self.hop <= self.n_fft:
             raise UsageError(f"hop must be 1 to n_fft ({self.n_fft}) samples, not {self.hop}")
+        if not self.hop <= (self.win_length or self.n_fft) <= self.n_fft:
+            raise UsageError(f"win_length must be hop ({self.hop}) to n_fft ({self.n_fft}), not {self.win_length}")
         if self.window not in WINDOWS:
             raise UsageError(f"window must be one of {', '.join(WINDOWS)}, not {self.window!r}")
         if self.pad_mode not in PAD_MODES:
@@ -153,17 +160,20 @@ class STFT:
 
     def _analyse(self, padded: Tensor) -> Tensor:
         """All frames that fit into `[..., samples]`, the first starting at its first sample."""
-        window = _window(self.window, self.n_fft, padded.dtype, padded.device)
+        window = self._weights(padded)
         rows = padded.reshape(-1, padded.shape[-1])
         frames = torch.stft(rows, self.n_fft, self.hop, window=window, center=False, return_complex=True)
         return frames.unflatten(0, padded.shape[:-1]) if padded.dim() > 1 else frames[0]
+
+    def _weights(self, like: Tensor) -> Tensor:
+        return _window(self.window, self.n_fft, self.win_length or self.n_fft, like.dtype, like.device)
 
     def _overlap_add(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the windowed frames `[..., samples]` and of the squared window `[samples]`, overlapped."""
         steps = -(-self.n_fft // self.hop)  # a frame in steps of one hop, the last filled up with zeros
         fill = (0, steps * self.hop - self.n_fft)
         frames = torch.fft.irfft(rearrange(spectrogram, "... bins frames -> ... frames bins"), n=self.n_fft)
-        window = _window(self.window, self.n_fft, frames.dtype, frames.device)
+        window = self._weights(frames)
         count = frames.shape[-2]
         parts = F.pad(frames * window, fill).unflatten(-1, (steps, self.hop))
         squares = F.pad(window**2, fill).unflatten(-1, (steps, self.hop))
