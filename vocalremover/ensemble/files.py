@@ -21,6 +21,7 @@ from vocalremover.errors import AudioError, UsageError
 
 LAG = 0.1  # seconds
 STRETCH = 1 << 16  # samples that are compared at a time, much more than LAG
+FAINT = 1e-8  # of the power of the loudest bin; below, there is more rounding than sound
 CERTAIN = 0.1  # of a perfect match; songs that have nothing in common reach 0.02
 
 # Wraps the blocks `[channels, samples]` of one pass: (blocks, what is done, how many samples).
@@ -123,7 +124,9 @@ def _measure(readers: Sequence[Reader], align: bool, progress: Progress) -> tupl
 
 def _match(stretch: Tensor) -> Tensor:
     """Stretches `[files, channels, samples]` -> the cross-spectrum of each file with the first `[files, bins]`."""
-    spectra = torch.fft.rfft(stretch.double(), n=2 * STRETCH)
+    # Without slopes the cuts, which are no sound, would be heard in all the bins that hold little else.
+    slopes = torch.hann_window(stretch.shape[-1], dtype=torch.float64)
+    spectra = torch.fft.rfft(stretch * slopes, n=2 * STRETCH)
     return (spectra * spectra[:1].conj()).sum(dim=1)
 
 
@@ -131,7 +134,8 @@ def _lag(match: Tensor, rate: int) -> int:
     """How many samples later than in the first file the same sound comes; 0 where that is not certain."""
     # Only the phase counts: the loudest notes, which sound alike at many lags, would drown the answer otherwise.
     loudness = match.abs()
-    correlation = torch.fft.irfft(torch.where(loudness > 1e-12 * loudness.max(), match / loudness, 0))
+    phases = torch.where(loudness > FAINT * loudness.max(), match / loudness, 0)
+    correlation = torch.fft.irfft(phases)
     most = min(round(LAG * rate), STRETCH - 1)
     near = torch.cat((correlation[-most:], correlation[: most + 1]))
     best = int(near.argmax())
