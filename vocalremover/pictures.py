@@ -23,7 +23,7 @@ WIDTH = 480  # columns; a picture has up to twice as many and is stretched to th
 WAVE_HEIGHT = 72
 ROWS = 96  # of a spectrogram's picture, evenly spaced over the octaves from LOWEST to HIGHEST Hz
 LOWEST, HIGHEST = 40.0, 20_000.0
-BLOCK = 1 << 14  # samples; larger ones are slower, since they do not fit into caches
+BLOCK = 1 << 14  # samples; what is larger is slower, since its buffers are asked anew from the system each time
 PIECES = 86  # a second: the finest columns, and the frames of the spectrogram
 RANGE = 75.0  # dB from the loudest place of the mixture down to black
 SHADES = 48  # fewer than 256, since noise in the last bits would double a picture's bytes
@@ -96,7 +96,8 @@ def measure(path: Path) -> Sound:
         nonlocal samples
         for block in _cut(blocks, hop):
             samples += block.shape[-1]
-            pieces = rearrange(block.numpy(), "channels (pieces hop) -> pieces (channels hop)", hop=min(hop, block.shape[-1]))
+            size = min(hop, block.shape[-1])
+            pieces = rearrange(block.numpy(), "channels (pieces size) -> pieces (channels size)", size=size)
             extremes.add(np.stack((-pieces.min(1), pieces.max(1)), axis=1))
             squares.add(np.square(pieces, dtype=np.float64).mean(1, keepdims=True))
             yield block
@@ -104,12 +105,13 @@ def measure(path: Path) -> Sound:
     with Reader(path, BLOCK) as reader:
         hop = max(1, round(reader.rate / PIECES))
         stft = STFT(n_fft=4 * hop, hop=hop)
-        rows, weights = _rows(stft, reader.rate), _weights(stft, reader.rate)
+        rows, weights = (torch.from_numpy(of(stft, reader.rate)) for of in (_rows, _weights))
         for spectrogram in stft.forward_blocks(seen(reader.blocks(), hop)):
             parts = torch.view_as_real(spectrogram).numpy()
-            power = np.einsum("cbtp,cbtp->tb", parts, parts)
-            powers.add(power @ rows)
-            energies.append(power @ weights)
+            # torch's threads sleep while they wait; those of numpy's products made this ten times slower.
+            power = torch.from_numpy(np.einsum("cbtp,cbtp->tb", parts, parts))
+            powers.add((power @ rows).numpy())
+            energies.append((power @ weights).numpy())
     totals, counts = squares.get()
     pitches, frames = powers.get()
     return Sound(

@@ -1,0 +1,251 @@
+"""`vocalremover ensemble INPUT... --models A B C`: several models' answers made one; or stems made elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path, PurePath
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import click
+
+from vocalremover.cli import running
+from vocalremover.cli.options import Batch, Command, Computing, Filing, Telling, choice, grouped, option, several
+from vocalremover.cli.running import Run
+from vocalremover.cli.screen import Screen
+from vocalremover.errors import VocalRemoverError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vocalremover.batch import Job, Progress, Result, Settings
+    from vocalremover.ensemble import Rule, Turns
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".th", ".bin")
+FLAGS = ("-m", "--models")
+
+
+class ModelsCommand(Command):
+    """A command whose `--models` takes words up to the next option, or to the first that names no model."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Writes `--models a b c` as `--models a --models b --models c`, which click understands."""
+        return super().parse_args(context, list(_spread(args)))
+
+
+def _spread(words: Sequence[str]) -> Iterator[str]:
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if word == "--" or flag not in FLAGS or not (equals or words):
+            yield word
+            if word == "--":
+                yield from words
+                return
+            continue
+        yield from (flag, value if equals else words.pop(0))
+        for model in list(takewhile(_names_model, words)):
+            yield from (flag, model)
+            words.pop(0)
+
+
+def _names_model(word: str) -> bool:
+    """Whether a word after a model is one more of them, and not a song: a bare name, or a file of weights."""
+    if word.startswith(("-", "@")) or re.search(r"[*?\[]", word):
+        return False
+    parts = [part for part in word.split(",") if part]
+    if any(PurePath(part).suffix.lower() in WEIGHTS_SUFFIXES for part in parts):
+        return True
+    if not all(re.fullmatch(r"\w+", part) for part in parts):
+        return False
+    if not Path(word).exists():
+        return True
+    from vocalremover.models import MODELS  # takes a while, for the few folders that are called like a model
+
+    return word in MODELS
+
+
+def _weights(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[float, ...] | None:
+    try:
+        return tuple(map(float, several(context, parameter, words))) or None
+    except ValueError:
+        raise click.BadParameter(f"{' '.join(words)!r} are no numbers; write 2,1,1", context, parameter) from None
+
+
+@click.command("ensemble", cls=ModelsCommand)
+@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@option(
+    "Models", "-m", "--models", multiple=True, callback=several, metavar="NAME|PATH...",
+    help="Several, with spaces or commas between them, of any families.",
+)
+@option(
+    "Models", "--method", default=None, metavar="RULE",
+    help="min (the quietest instrumental), max, avg, median, or original (as the original project has it); or with "
+    "its domain: avg_wave, min_fft.  [default: min; avg with --files]",
+)
+@option("Models", "--domain", type=choice("spec", "wave"), help="Where they are compared.  [default: spec]")
+@option("Models", "--weights", multiple=True, callback=_weights, metavar="2,1,1", help="Of the models in an average.")
+@option(
+    "Models", "--config", multiple=True, metavar="[MODEL=]FILE.yaml",
+    help="What a RoFormer was trained with: one for each model, or for the one that is named.",
+)
+@option("Models", "--in-turn", is_flag=True, help="Never more than one model in memory; by itself where they are many.")
+@option("Files", "--files", is_flag=True, help="Combine the INPUTs, one stem made by several programs, into -o FILE.")
+@grouped(Filing, Batch, Computing, Telling)
+def command(
+    filing: Filing, batch: Batch, computing: Computing, telling: Telling, inputs: tuple[str, ...],
+    models: tuple[str, ...], method: str | None, domain: str | None, weights: tuple[float, ...] | None,
+    config: tuple[str, ...], in_turn: bool, files: bool,
+) -> int | None:  # fmt: skip
+    """Separates songs with several models at once, or combines stems made elsewhere.
+
+    \b
+    vocalremover ensemble song.mp3 --models v1 v2b v10
+    vocalremover ensemble --files a_Vocals.wav b_Vocals.wav -o vocals.wav
+
+    An INPUT is what `vocalremover separate` takes, and the stems are what it makes. Each model is loaded once.
+    """
+    run = Run(inputs, filing, batch, telling)
+    run.check()
+    running.listen(telling.verbosity)
+
+    from vocalremover.ensemble import Rule
+
+    if files:
+        if models:
+            raise click.UsageError("--files combines stems that are there; --models makes some: choose")
+        return _combine(run, Rule.parse(method or "avg", domain, weights))
+    if not models:
+        raise click.UsageError("name the models, such as --models v1 v2b v10")
+    rule = Rule.parse(method or "min", domain, weights)
+    rule.check(len(models))
+    return _separate(run, models, rule, computing, _configs(models, config), in_turn)
+
+
+def _configs(models: Sequence[str], words: Sequence[str]) -> list[Path | None] | None:
+    """One yaml for each model, None where none is given. Raises UsageError."""
+    if not words:
+        return None
+    named = dict(word.split("=", 1) for word in words if "=" in word and word.split("=", 1)[0] in models)
+    plain = [word for word in words if word.split("=", 1)[0] not in named]
+    if plain and (named or len(plain) != len(models)):
+        raise click.UsageError(
+            f"there are {len(models)} models and {len(plain)} --config: give one for each, or name its model as in "
+            "--config MODEL=FILE.yaml"
+        )
+    return [Path(word) for word in plain] or [Path(named[name]) if name in named else None for name in models]
+
+
+def _separate(
+    run: Run, models: Sequence[str], rule: Rule, computing: Computing, configs: list[Path | None] | None,
+    in_turn: bool,
+) -> int | None:  # fmt: skip
+    from vocalremover.batch import run as separate
+    from vocalremover.batch.staging import Staging
+    from vocalremover.ensemble import Turns, fit_together, load_all
+
+    streams = run.is_stream()
+    settings = run.filing.settings(_joined(models), run.batch.skip_existing)
+    inference, stems, devices = computing.inference(), run.filing.stems(), computing.devices()
+    folder = run.filing.out or Path.cwd()  # for what waits until all models have been heard
+    with ExitStack() as stack:
+        in_turn = not streams and (in_turn or not fit_together(models, devices[0]))
+        if in_turn and not run.batch.dry_run:
+            folder = stack.enter_context(Staging(folder))  # which the next run sweeps away, should this one be killed
+        loaded = [
+            load_all(models, folder, device, rule, inference, configs, stems, in_turn or (False if streams else None))
+            for device in (devices[:1] if in_turn else devices)
+        ]
+        running.introduce(models, computing.chosen, loaded, run.telling.verbosity)
+        if streams:
+            return running.stream(run, loaded[0], settings)
+        settings = replace(settings, stems=loaded[0].stems)
+        jobs = running.plan(run, settings)
+        description = loaded[0].describe()
+        if run.batch.dry_run:
+            return running.preview(run, jobs, settings, description)
+        about = {"model": description["model"], "sha256": running.sha256_of(models) if run.telling.as_json else None}
+        if isinstance(loaded[0], Turns):
+            turns = stack.enter_context(loaded[0])
+            return running.work(
+                run, jobs, about, description, lambda progress: _in_turn(turns, jobs, settings, progress), settings,
+                passes=len(set(models)),
+            )  # fmt: skip
+        return running.work(
+            run, jobs, about, description,
+            lambda progress: separate(jobs, loaded, settings, progress, run.batch.jobs), settings,
+        )  # fmt: skip
+
+
+def _in_turn(turns: Turns, jobs: Sequence[Job], settings: Settings, progress: Progress) -> Iterator[Result]:
+    """The results of models that take turns: first of the songs that need no model, then of all the others."""
+    from vocalremover.batch import Result, preview
+    from vocalremover.batch import run as separate
+
+    wanted = {
+        step.job.input: step.job
+        for step in preview(jobs, settings, turns.describe())
+        if step.state in ("new", "stale", "replace")
+    }
+    yield from separate([job for job in jobs if job.input not in wanted], turns, settings, progress)
+    spent = dict.fromkeys(wanted, 0.0)
+
+    def timed(blocks: Iterable[Tensor], song: Path, stage: str, samples: int | None) -> Iterator[Tensor]:
+        began = perf_counter()
+        yield from progress(blocks, wanted[song], stage, samples)
+        spent[song] += perf_counter() - began
+
+    for songs in turns.portions(wanted):
+        turns.hear(songs, timed)
+        for song in songs:
+            try:
+                played = turns.play(song)
+            except Exception as failure:  # whatever it was, it was this song's
+                odd = f"{song} failed unexpectedly: {type(failure).__name__}: {failure}"
+                error = str(failure) if isinstance(failure, VocalRemoverError) else odd
+                yield Result(wanted[song], spent[song], error=error, state="failed")
+                continue
+            for result in separate([wanted[song]], played, settings):
+                yield replace(result, seconds=result.seconds + spent[song])
+            turns.forget(song)
+
+
+def _combine(run: Run, rule: Rule) -> int:
+    """Files of one stem -> one file."""
+    from vocalremover.audio import Encoding, Reader
+    from vocalremover.batch import Job, Result
+    from vocalremover.ensemble import combine_files
+
+    out, telling = run.filing.out, run.telling
+    if out is None or str(out) == running.STREAM:
+        raise click.UsageError("--files needs the name of the file to write, such as -o vocals.wav")
+    unfit = {
+        "--recursive": run.batch.recursive, "--skip-existing": run.batch.skip_existing, "--shard": run.batch.shard,
+        "--dry-run": run.batch.dry_run, "--report": telling.report, "--stem": run.filing.stems(),
+    }  # fmt: skip
+    for name, given in unfit.items():
+        if given:
+            raise click.UsageError(f"{name} does not go with --files, which makes one file of the stems that are there")
+    rule.check(len(run.inputs), "files")
+    encoding = replace(run.filing, format=Encoding.of(out).format).encoding()
+    job = Job(Path(run.inputs[0]), {"combined": out})
+    began, duration = perf_counter(), 0.0
+    with Screen(telling.verbosity, [job], {"method": rule.name} if telling.as_json else None) as screen:
+        warnings = combine_files(
+            run.inputs, out, rule, encoding, run.filing.overwrite,
+            progress=lambda blocks, stage, samples: screen.progress(blocks, job, stage, samples),
+        )  # fmt: skip
+        with Reader(out) as reader:
+            duration = (reader.samples or 0) / reader.rate
+        screen.result(Result(job, perf_counter() - began, duration, tuple(warnings)))
+    return 0
+
+
+def _joined(models: Sequence[str]) -> str:
+    """What a template's {model} becomes."""
+    return "+".join(PurePath(model).stem.replace(".", "_") for model in models)
