@@ -108,12 +108,10 @@ def test_the_original_changes_gains_and_channels_and_nothing_else() -> None:
     for name, chance in expected.items():
         assert abs(shares[name] - chance) < 4 * np.sqrt(chance * (1 - chance) / 2000), name
     assert all(-6.03 < part.gain_db < 3.53 for part in voices), "0.5 to 1.5 as a factor"
-    plain = {name: value for name, value in vars(Part(SILENT.voices[0], 0)).items()}
     drawn = {"track", "start", "gain_db", "swap", "drop", "noise", "room", "echo_seconds", "gap"}
     for part in voices:
-        assert {name: value for name, value in vars(part).items() if name not in drawn} == {
-            name: value for name, value in plain.items() if name not in drawn
-        }
+        plain = Part(part.track, part.start)
+        assert replace(part, **{name: getattr(plain, name) for name in drawn}) == plain
         assert part.gap[0] == part.gap[1]
     assert all(mix.level == "none" and len(mix.voices) <= 1 and mix.codec == inf for mix in mixes)
 
@@ -167,8 +165,7 @@ def test_a_batch_is_its_examples(catalogue: Catalogue) -> None:
 
 def test_tapes_hold_what_the_cache_holds(catalogue: Catalogue) -> None:
     mixes = [draw(catalogue, 12, epoch, 0) for epoch in range(6)]
-    for kept, read in zip(render_batch(mixes, RATE, tapes=Tapes(catalogue, "cpu")), render_batch(mixes, RATE), strict=True):
-        assert_close(kept, read)
+    assert_close(render_batch(mixes, RATE, tapes=Tapes(catalogue, "cpu")), render_batch(mixes, RATE))
 
 
 def test_a_track_that_is_too_short_lies_in_silence(catalogue: Catalogue) -> None:

@@ -8,6 +8,7 @@ noticed and decoded again.
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -105,8 +106,11 @@ class Cache:
     def note(self, entry: Entry) -> None:
         """Remember an entry, now and on disk."""
         self.entries[entry.name] = entry
-        with self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        with self._journal.open("a+b") as file:
+            held = file.seek(0, os.SEEK_END)
+            file.seek(max(held - 1, 0))
+            ended = file.read(1) in (b"", b"\n")  # else the last line was cut off
+            file.write((b"" if ended else b"\n") + json.dumps(asdict(entry)).encode() + b"\n")
 
     def evict(self, keep: Iterable[str]) -> int:
         """Delete the audio of everything but `keep`; returns the bytes that were freed."""
