@@ -15,7 +15,6 @@ from torch.testing import assert_close
 
 from vocalremover import checkpoint
 from vocalremover.chunks import Chunking
-from vocalremover.devices import choose_device
 from vocalremover.errors import AudioError, DeviceError, ModelError, UsageError
 from vocalremover.inference import CPU_CONTEXT, CPU_FRAMES
 from vocalremover.models import ModelSpec
@@ -450,27 +449,6 @@ def test_load(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Separator.load("toy", "cpu", Inference(size=48, context=7, batch=3))
     assert (ours.spec.name, ours.chunking, ours.batch) == ("toy", Chunking(48, 7), 3)
     assert ours.device == torch.device("cpu") and ours.stems == ("vocals", "instrumental")
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "mps:1", "0", "", "CUDA", "auto:1"])
-def test_unknown_device(name: str) -> None:
-    with pytest.raises(DeviceError, match="no device"):
-        choose_device(name)
-
-
-def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
-    for absent in ("cuda", "cuda:0", "mps"):
-        with pytest.raises(DeviceError, match=f"{absent} is not there"):
-            choose_device(absent)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
-    assert choose_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(DeviceError, match="cuda:0 to cuda:1"):
-        choose_device("cuda:7")
 
 
 @pytest.mark.gpu

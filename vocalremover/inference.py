@@ -131,7 +131,7 @@ def choose_passes(spec: ModelSpec, chunking: Chunking, inference: Inference) -> 
             raise UsageError(f"{spec.name} is not run with several crops: choose tta or shifts")
         return tuple(Pass(Chunking(size, context, multiple=size)) for size, context in inference.crops)
     shifts = inference.shifts or (1 if spec.recurrent else QUALITIES[inference.quality].shifts)
-    starts = {round(number * chunking.size / shifts) for number in range(shifts)}
+    starts = {number * chunking.size // shifts for number in range(shifts)}
     if not inference.tta:
         return tuple(Pass(chunking, start) for start in sorted(starts))
     turned = [Pass(chunking, 0, "swap")] if sides_of(spec) == 2 else []
