@@ -23,7 +23,8 @@ models/bs_roformer. The networks are those of Lu et al., "Music source separatio
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -74,37 +75,42 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.gamma)
 
 
+@dataclass(frozen=True)
 class Rotation:
     """Rotary position embedding (Su et al. 2021) of `tokens` positions: turns interleaved pairs of `features`.
 
-    Pair i of position p turns by p * 10000^(-2i / features) radians. The angles are computed in float32 whatever the
-    network's precision, once for a pass through the network.
+    Pair i of position p turns by p * 10000^(-2i / features) radians.
     """
 
-    def __init__(self, tokens: int, features: int) -> None:
-        self.tokens, self.features = tokens, features
-        self._tables: dict[torch.dtype, tuple[Tensor, ...]] = {}
+    tokens: int
+    features: int
 
     def turn(self, x: Tensor) -> Tensor:
         """Turn `[..., tokens, features]`."""
-        if x.dtype not in self._tables:
-            self._tables[x.dtype] = self._table(x)
-        if len(self._tables[x.dtype]) == 1:
+        table = rotation_table(self.tokens, self.features, x.dtype, x.device)
+        if len(table) == 1:
             pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-            return torch.view_as_real(pairs * self._tables[x.dtype][0]).flatten(-2)
-        cos, sin = self._tables[x.dtype]
+            return torch.view_as_real(pairs * table[0]).flatten(-2)
+        cos, sin = table
         swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         return torch.addcmul(x * cos, swapped, sin)
 
-    def _table(self, x: Tensor) -> tuple[Tensor, ...]:
-        """One complex factor for each pair; elsewhere, the cosine and the signed sine for each feature."""
-        kind = torch.promote_types(x.dtype, torch.float32)
-        frequencies = rotary_frequencies(self.features).to(x.device, kind)
-        angles = torch.arange(self.tokens, device=x.device, dtype=kind)[:, None] * frequencies
-        if kind == x.dtype and x.device.type in ("cpu", "cuda"):
+
+@lru_cache(maxsize=32)
+def rotation_table(tokens: int, features: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """`[tokens, ...]`: a complex factor for each pair; or the cosine and the signed sine for each feature.
+
+    The latter for half precision, whose angles are computed in float32, and for devices without complex numbers.
+    """
+    # A tensor made under inference mode could never be used in training later, and this one is kept.
+    with torch.inference_mode(False):
+        kind = torch.promote_types(dtype, torch.float32)
+        frequencies = rotary_frequencies(features).to(device, kind)
+        angles = torch.arange(tokens, device=device, dtype=kind)[:, None] * frequencies
+        if kind == dtype and device.type in ("cpu", "cuda"):
             return (torch.polar(torch.ones_like(angles), angles),)
         signed = torch.stack((-angles.sin(), angles.sin()), dim=-1).flatten(-2)
-        return angles.cos().repeat_interleave(2, dim=-1).to(x.dtype), signed.to(x.dtype)
+        return angles.cos().repeat_interleave(2, dim=-1).to(dtype), signed.to(dtype)
 
 
 def rotary_frequencies(features: int) -> Tensor:
@@ -281,10 +287,9 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.connected = connection is not None
-        connect = connection or nn.Sequential
         layers = [[attention(), FeedForward(dim, dropout)] for _ in range(depth)]
         if connection is not None:
-            layers = [[connect(branch) for branch in layer] for layer in layers]
+            layers = [[connection(branch) for branch in layer] for layer in layers]
         self.layers = nn.ModuleList(nn.ModuleList(layer) for layer in layers)
         self.norm = RMSNorm(dim) if norm_output else nn.Identity()
 
@@ -322,7 +327,7 @@ class Blocks:
         skip: bool = False,
         recompute: bool = False,
     ) -> None:
-        self.layers, self.dim_head, self.streams = list(layers), dim_head, streams
+        self.layers, self.dim_head, self.streams = layers, dim_head, streams
         self.values, self.skip, self.recompute = values, skip, recompute
 
     def run(self, x: Tensor) -> Tensor:
@@ -451,48 +456,53 @@ class Bands:
                 start += 2 * width
         with torch.inference_mode(False):
             self.reads = torch.tensor(reads, device="cpu")
+            self.sizes = torch.tensor(self.widths, device="cpu").float()
             self.covers = self._tables(covers, {bin_ * size + offset for bin_ in silent for offset in range(size)})
-        self._placed: dict[torch.device, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._placed: dict[torch.device, tuple[Tensor, ...]] = {}
 
     @staticmethod
-    def _tables(covers: list[list[tuple[int, int]]], silent: set[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """For the n-th band that covers a number: where value and gate lie, and with which weight they count."""
-        depth = max(len(places) for places in covers)
-        places = torch.zeros(depth, len(covers), 2, dtype=torch.long, device="cpu")
-        weights = torch.zeros(depth, len(covers), device="cpu")
-        for number, found in enumerate(covers):
-            if found and number not in silent:
-                places[: len(found), number] = torch.tensor(found, device="cpu")
-                weights[: len(found), number] = 1 / len(found)
-        return places[..., 0].contiguous(), places[..., 1].contiguous(), weights
+    def _tables(covers: list[list[tuple[int, int]]], silent: set[int]) -> tuple[Tensor, ...]:
+        """For the n-th band that covers a number: where value and gate lie, and 0 if there is none; how many there are.
 
-    def tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`reads`, and the places of values and gates and the weights of `covers`, on a device."""
+        The last is at least one, so that it can be divided by.
+        """
+        heard = [[] if number in silent else places for number, places in enumerate(covers)]
+        filled = [[places[n] if n < len(places) else (0, 0) for places in heard] for n in range(max(map(len, covers)))]
+        present = [[float(n < len(places)) for places in heard] for n in range(len(filled))]
+        counts = torch.tensor([float(max(len(places), 1)) for places in heard], device="cpu")
+        places = torch.tensor(filled, device="cpu")
+        return places[..., 0].contiguous(), places[..., 1].contiguous(), torch.tensor(present, device="cpu"), counts
+
+    def tables(self, device: torch.device) -> tuple[Tensor, ...]:
+        """`reads`, the widths and the tables of `covers`, on a device."""
         if device not in self._placed:
             with torch.inference_mode(False):
-                self._placed[device] = tuple(table.to(device) for table in (self.reads, *self.covers))
+                self._placed[device] = tuple(table.to(device) for table in (self.reads, self.sizes, *self.covers))
         return self._placed[device]
 
     def split(self, spectrogram: Tensor) -> list[Tensor]:
-        """`[batch, channels, bins, frames, 2]` -> of each group `[bands, batch * frames, width]`, zero-padded."""
+        """`[batch, channels, bins, frames, 2]` -> of each group `[bands, width, batch * frames]`, zero-padded."""
         expected = (self.channels, self.total)
         if tuple(spectrogram.shape[1:3]) != expected:
             found = tuple(spectrogram.shape[1:3])
             raise ModelError(f"the network takes (channels, bins) = {expected}, but the spectrogram has {found}")
-        frames = rearrange(spectrogram, "b s f t c -> (b t) (f s c)")
-        padded = F.pad(frames, (0, 1)).index_select(1, self.tables(spectrogram.device)[0])
+        # Frames last: rows are gathered whole, and the matrix products take either order.
+        numbers = F.pad(rearrange(spectrogram, "b s f t c -> (f s c) (b t)"), (0, 0, 0, 1))
+        padded = numbers.index_select(0, self.tables(spectrogram.device)[0])
         sizes = [len(self.widths[group]) * max(self.widths[group]) for group in self.groups]
-        parts = zip(padded.split(sizes, dim=1), self.groups, strict=True)
-        return [rearrange(part, "n (g w) -> g n w", g=len(self.widths[group])) for part, group in parts]
+        parts = zip(padded.split(sizes), self.groups, strict=True)
+        return [part.unflatten(0, (len(self.widths[group]), -1)) for part, group in parts]
 
     def masks(self, outputs: Tensor, batch: int) -> Tensor:
-        """What an estimator gives, `[batch * frames, numbers]` -> the mask `[batch, channels, bins, frames, 2]`."""
-        _, values, gates, weights = self.tables(outputs.device)
+        """What an estimator gives, `[numbers, batch * frames]` -> the mask `[batch, channels, bins, frames, 2]`."""
+        _, _, values, gates, present, counts = self.tables(outputs.device)
         mask: Tensor | None = None
-        for value, gate, weight in zip(values, gates, weights, strict=True):
-            part = wide(outputs.index_select(1, value)) * wide(outputs.index_select(1, gate)).sigmoid() * weight
+        for value, gate, there in zip(values, gates, present, strict=True):
+            share = wide(outputs.index_select(0, gate)).sigmoid() * there[:, None]
+            part = wide(outputs.index_select(0, value)) * share
             mask = part if mask is None else mask + part
-        return rearrange(mask, "(b t) (f s c) -> b s f t c", b=batch, s=self.channels, c=2)
+        mask = mask / counts[:, None] if len(values) > 1 else mask
+        return rearrange(mask, "(f s c) (b t) -> b s f t c", b=batch, s=self.channels, c=2)
 
 
 def group_widths(widths: Sequence[int]) -> Iterator[slice]:
@@ -524,13 +534,13 @@ class BandSplit(nn.Module):
         """`[batch, channels, bins, frames, 2]` -> `[batch, bands, frames, dim]`."""
         modules = list(self.to_features)
         biases = self.biases.of([linear.bias for _, linear in modules])
+        sizes = self.bands.tables(spectrogram.device)[1].to(torch.promote_types(biases.dtype, torch.float32))
         tokens = []
         for group, gammas, x in zip(self.bands.groups, self.gammas, self.bands.split(wide(spectrogram)), strict=True):
             gamma = wide(gammas.of([norm.gamma for norm, _ in modules[group]]))
-            roots = gamma.new_tensor(self.bands.widths[group]).sqrt()
-            normal = F.normalize(x, dim=-1) * (gamma * roots[:, None])[:, None]
+            normal = F.normalize(x, dim=1) * (gamma * sizes[group, None].sqrt())[..., None]
             weight = self._matrices(group)
-            tokens.append(torch.baddbmm(biases[group][:, None], normal.to(weight.dtype), weight))
+            tokens.append(torch.baddbmm(biases[group][:, None], normal.to(weight.dtype).mT, weight))
         return rearrange(torch.cat(tokens), "f (b t) d -> b f t d", b=spectrogram.shape[0])
 
     def _matrices(self, group: slice) -> Tensor:
@@ -570,7 +580,7 @@ class MaskEstimator(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[bands, tokens, dim]` -> `[tokens, numbers]`, which `Bands.masks` makes a mask of."""
+        """`[bands, tokens, dim]` -> `[numbers, tokens]`, which `Bands.masks` makes a mask of."""
         outputs = []
         for group, stacks in zip(self.bands.groups, self.stacks, strict=True):
             mlps = [mlp for mlp, _ in self.to_freqs[group]]
@@ -578,23 +588,25 @@ class MaskEstimator(nn.Module):
             for index, (weights, biases) in enumerate(stacks):
                 linears = [mlp[2 * index] for mlp in mlps]
                 weight = weights.of([linear.weight for linear in linears])
-                layers.append((weight.mT, biases.of([linear.bias for linear in linears])[:, None]))
-            outputs.append(rearrange(self._through(layers, x[group]), "g n w -> n (g w)"))
-        return torch.cat(outputs, dim=1)
+                layers.append((weight, biases.of([linear.bias for linear in linears])))
+            outputs.append(self._through(layers, x[group]).flatten(0, 1))
+        return torch.cat(outputs)
 
     @staticmethod
     def _through(layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-        """`[bands, tokens, dim]` through the padded layers of a group, a part of the tokens at a time."""
+        """`[bands, tokens, dim]` -> `[bands, numbers, tokens]`: the padded layers of a group, some tokens at a time."""
+        *hidden, (last, bias) = layers
 
-        def run(hidden: Tensor) -> Tensor:
-            for index, (weight, bias) in enumerate(layers):
-                hidden = torch.baddbmm(bias, hidden.tanh() if index else hidden, weight)
-            return hidden
+        def run(tokens: Tensor) -> Tensor:
+            for weight, offset in hidden:
+                tokens = torch.baddbmm(offset[:, None], tokens, weight.mT).tanh()
+            return torch.baddbmm(bias[..., None], last, tokens.mT)
 
         if torch.is_grad_enabled():
             return run(x)
         step = max(1, AT_ONCE.get(x.device.type, AT_ONCE_ELSEWHERE) // x.shape[0])
-        return torch.cat([run(part) for part in x.split(step, dim=1)], dim=1)
+        parts = [run(part) for part in x.split(step, dim=1)]
+        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
 def estimate(estimators: nn.ModuleList, x: Tensor, bands: Bands, stems: Sequence[int] | None) -> Tensor:
