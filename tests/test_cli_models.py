@@ -1,5 +1,6 @@
 """`vocalremover models` and `convert`: what is known, what a file is, whether it is whole, and a file that tells it."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from conftest import Outcome
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vocalremover import checkpoint, recognition
+from vocalremover import checkpoint, neighbours, recognition
 from vocalremover.errors import ModelError
 from vocalremover.models import ARGUMENTS, MODELS, NETWORKS
 from vocalremover.spectrogram import STFT
@@ -37,6 +38,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of models of a user who has none yet, and a package that brings none along."""
     monkeypatch.setenv("VOCALREMOVER_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(checkpoint, "files", lambda package: tmp_path / "package")
+    monkeypatch.setenv("AUDIO_SEPARATOR_MODEL_DIR", str(tmp_path / "audio-separator"))
+    monkeypatch.setattr(neighbours, "_uvr_homes", lambda: iter((tmp_path / "uvr",)))
+    monkeypatch.setenv("MSST_HOME", str(tmp_path / "msst"))
     folder = tmp_path / "home" / "models"
     folder.mkdir(parents=True)
     return folder
@@ -69,14 +73,15 @@ def test_list_tells_of_every_model_what_it_is_and_where_it_is(command: Command, 
     assert head.split() == ["NAME", "FAMILY", "PARAMETERS", "WEIGHTS", "LICENCE"]
     rows = {row.split()[0]: (row.split()[1:], place.strip()) for row, place in zip(rest[::2], rest[1::2], strict=True)}
     assert list(rows) == list(MODELS)
-    assert all(len(line) <= 80 for line in (head, *rest))
+    assert all(len(line) <= 80 for line in (head, *rest[::2]))
     # the numbers of parameters that the original networks have
     assert rows["v10"] == (["v10", "405.9", "M", "absent", "not", "stated", "for", "the", "weights"], MODELS["v10"].url)
     assert rows["primer"][0][1] == "150.6" and "no link" in rows["primer"][1]
     (home / "model.v10.pth").write_bytes(b"weights")
     again = command("models", "list").out.splitlines()
     assert again[0] == head
-    assert again[-2].split()[4] == "here" and again[-1].strip() == str(home / "model.v10.pth")
+    place = next(number for number, line in enumerate(again) if line.startswith("v10 "))
+    assert again[place].split()[4] == "here" and again[place + 1].strip() == str(home / "model.v10.pth")
 
 
 def test_list_for_scripts(command: Command, home: Path) -> None:
@@ -97,6 +102,113 @@ def test_path_tells_the_folders_or_the_file(command: Command, home: Path) -> Non
     assert (absent.code, absent.out) == (4, "") and MODELS["v10"].url in absent.err
     (home / "v10.safetensors").touch()
     assert command("models", "path", "v10").out == f"{home / 'v10.safetensors'}\n"
+
+
+ROFORMER = {
+    "dim": 8,
+    "depth": 2,
+    "stereo": True,
+    "num_stems": 1,
+    "time_transformer_depth": 1,
+    "freq_transformer_depth": 1,
+    "freqs_per_bands": [16, 16, 33],
+    "dim_head": 4,
+    "heads": 2,
+    "stft_n_fft": 128,
+    "stft_hop_length": 20,
+    "stft_win_length": 128,
+}
+YAML = """
+audio: {chunk_size: 8820, sample_rate: 44100}
+model:
+  dim: 8
+  depth: 2
+  stereo: true
+  num_stems: 1
+  time_transformer_depth: 1
+  freq_transformer_depth: 1
+  freqs_per_bands: !!python/tuple [16, 16, 33]
+  dim_head: 4
+  heads: 2
+  stft_n_fft: 128
+  stft_hop_length: 20
+  stft_win_length: 128
+  sage_attention: true
+training: {instruments: [dry, other], target_instrument: dry}
+inference: {num_overlap: 4}
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> dict[str, Path]:
+    """A RoFormer, as audio-separator, UVR and MSST would have it in their folders, by program."""
+    torch.manual_seed(0)
+    weights = NETWORKS["bs_roformer"](**ROFORMER).state_dict()
+    places = {
+        "audio-separator": ("audio-separator/mine_1.5.ckpt", "audio-separator/mine_1.5_config.yaml"),
+        "uvr": ("uvr/models/MDX_Net_Models/mine_2.ckpt", "uvr/models/MDX_Net_Models/model_data/mdx_c_configs/x.yaml"),
+        "msst": ("msst/pretrain/vocal_models/mine_3.ckpt", "msst/configs/vocal_models/mine_3.ckpt.yaml"),
+    }
+    for file, yaml in places.values():
+        for path in (tmp_path / file, tmp_path / yaml):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(weights, tmp_path / file)
+        (tmp_path / yaml).write_text(YAML)
+    # UVR knows a file by the MD5 of its end, however it is called
+    uvr = tmp_path / places["uvr"][0]
+    digest = hashlib.md5(uvr.read_bytes()).hexdigest()
+    told = {"config_yaml": "x.yaml", "is_roformer": True}
+    (uvr.parent / "model_data" / f"{digest}.json").write_text(json.dumps(told))
+    return {program: tmp_path / file for program, (file, _) in places.items()}
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Every file and folder below one, with the times of its last change and its content."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.stat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in (folder, *sorted(folder.rglob("*")))
+    }
+
+
+def test_files_of_other_programs_are_used_and_never_touched(
+    command: Command, tmp_path: Path, foreign: dict[str, Path], home: Path
+) -> None:
+    """By the name alone, with the yaml where that program keeps it; their folders stay as they are."""
+    roots = [tmp_path / program for program in foreign]
+    before = [snapshot(root) for root in roots]
+    paths = command("models", "path").out.splitlines()
+    listed = command("models", "list").out
+    for file in foreign.values():
+        assert str(file.parent) in paths and str(file) in listed
+        assert command("models", "path", file.name).out == f"{file}\n"
+        record = json.loads(command("models", "info", file.name, "--json").out)
+        assert (record["stems"], record["stft"]["hop"]) == (["dry", "other"], 20)
+        assert command("models", "verify", file.name).code == 0
+        assert command("convert", file.name, tmp_path / f"{file.stem}.safetensors").code == 0
+    assert [snapshot(root) for root in roots] == before
+    assert paths.index(str(home)) < paths.index(str(foreign["audio-separator"].parent))
+
+
+def test_a_known_model_is_found_in_other_programs_folders(
+    command: Command, tmp_path: Path, home: Path, foreign: dict[str, Path]
+) -> None:
+    """Under each of its names; the user's own folder comes first."""
+    recipe = MODELS["mel_roformer"]
+    for name in (recipe.filename, *recipe.aliases):
+        theirs = tmp_path / "audio-separator" / name
+        theirs.write_bytes(b"weights")
+        assert command("models", "path", "mel_roformer").out == f"{theirs}\n"
+        theirs.unlink()
+    theirs.write_bytes(b"weights")
+    own = home / "mel_roformer.safetensors"
+    own.write_bytes(b"weights")
+    assert command("models", "path", "mel_roformer").out == f"{own}\n"
+
+
+def test_a_path_is_no_name_to_be_searched(command: Command, foreign: dict[str, Path]) -> None:
+    name = foreign["msst"].name
+    assert command("models", "path", f"./{name}").code == 4
+    assert command("models", "path", f"nowhere/{name}").code == 4
 
 
 # info
@@ -141,6 +253,32 @@ def test_two_networks_that_fit_alike_are_reported(
     outcome = command("models", "info", original)
     assert (outcome.code, outcome.out) == (4, "")
     assert str(original) in outcome.err and "fits thin and twin alike" in outcome.err
+
+
+def test_info_tells_all_of_a_roformer(command: Command, foreign: dict[str, Path]) -> None:
+    told = " ".join(command("models", "info", foreign["msst"]).out.split())
+    for part in ("dry", "other", "hop 20", "8820 samples, 75%", "--segment 0.2 --overlap 0.75", "sage_attention"):
+        assert part in told
+    record = json.loads(command("models", "info", foreign["msst"], "--json").out)
+    assert record["arguments"]["freqs_per_bands"] == [16, 16, 33] and record["target"] == "dry"
+    assert len(record["warnings"]) == 1 and record["chunking"]["size"] == 2204
+
+
+def test_a_yaml_of_choice(command: Command, tmp_path: Path, foreign: dict[str, Path]) -> None:
+    """It wins over the one beside the file; one that does not fit is refused in one sentence."""
+    (tmp_path / "mine.yaml").write_text(YAML.replace("hop_length: 20", "hop_length: 30"))
+    (tmp_path / "wrong.yaml").write_text(YAML.replace("depth: 2", "depth: 3", 1))
+    file = foreign["audio-separator"]
+    record = json.loads(command("models", "info", file, "--config", tmp_path / "mine.yaml", "--json").out)
+    assert record["stft"]["hop"] == 30
+    for words in (("models", "info", file), ("convert", file, tmp_path / "out.safetensors")):
+        outcome = command(*words, "--config", tmp_path / "wrong.yaml")
+        assert outcome.code == 4 and outcome.out == "" and len(outcome.err.splitlines()) == 1
+        assert str(file) in outcome.err and "depth is 2 and not 3" in outcome.err
+    verified = command("models", "verify", file, "--config", tmp_path / "wrong.yaml")
+    assert verified.code == 4 and "depth is 2 and not 3" in verified.out
+    assert command("models", "verify", "--config", tmp_path / "wrong.yaml").code == 2
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 # verify
@@ -215,14 +353,18 @@ def test_converted_files_give_the_same_logits_without_recognition(
     with pytest.raises(ModelError, match="had to be recognised"):
         checkpoint.load(source)
     told, ours = checkpoint.load(target)
-    assert told == replace(spec, sha256=checkpoint.sha256(source))
+    assert told == replace(spec, sha256=checkpoint.sha256(source), warnings=())
     with np.load(path.with_suffix(".npz")) as stored:
-        magnitude = parity.network_input(fixture, dict(stored))[:1, ..., :8]
+        inputs = parity.network_input(fixture, dict(stored))[:1]
     expected = theirs.state_dict()
     assert expected.keys() == ours.state_dict().keys()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in ours.state_dict().items())
     with torch.inference_mode():
-        results = [theirs.logits(magnitude), ours.logits(magnitude)]
+        if spec.domain == "waveform":
+            spectrogram = torch.view_as_real(spec.stft.forward(inputs))
+            results = [theirs(spectrogram), ours(spectrogram)]
+        else:
+            results = [theirs.logits(inputs[..., :8]), ours.logits(inputs[..., :8])]
     for one, other in zip(*((x,) if isinstance(x, Tensor) else x for x in results), strict=True):
         assert torch.allclose(other, one, rtol=0, atol=1e-5 * one.abs().max().item())
 
@@ -240,6 +382,18 @@ def test_the_description_is_whole(command: Command, home: Path, tmp_path: Path, 
     record = json.loads(command("models", "info", tmp_path / "new" / "v1.safetensors", "--json").out)
     assert (record["name"], record["origin_sha256"]) == ("v1", told["sha256"])
     assert command("models", "verify", tmp_path / "new" / "v1.safetensors").code == 0
+
+
+def test_a_converted_roformer_needs_no_yaml(command: Command, tmp_path: Path, foreign: dict[str, Path]) -> None:
+    """Arguments, hop, windows and stems are those that the yaml told, and what was left out is told once."""
+    outcome = command("convert", foreign["uvr"], tmp_path / "alone" / "x.safetensors")
+    assert outcome.code == 0 and "sage_attention" in outcome.err
+    theirs, _ = checkpoint.load(foreign["uvr"])
+    ours, _ = checkpoint.load(tmp_path / "alone" / "x.safetensors")
+    assert ours == replace(theirs, sha256=checkpoint.sha256(foreign["uvr"]), warnings=())
+    assert description(tmp_path / "alone" / "x.safetensors")["instruments"] == ["dry", "other"]
+    told = " ".join(command("models", "info", tmp_path / "alone" / "x.safetensors").out.split())
+    assert "8820 samples, 75%" in told and "sage_attention" not in told
 
 
 def test_numbers_are_stored_as_asked(command: Command, tmp_path: Path, state: dict[str, Tensor]) -> None:
