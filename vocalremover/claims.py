@@ -15,7 +15,7 @@ from torch import Tensor
 from vocalremover import recognition
 from vocalremover.chunks import Chunking, trapezoid
 from vocalremover.configuration import Configuration, check_stems
-from vocalremover.errors import ModelError
+from vocalremover.errors import ModelError, UsageError
 from vocalremover.models import NETWORKS, RENAMED, ModelSpec
 from vocalremover.recognition import Shapes, agrees, bears_out, derive, near_miss, recipe_for, shapes_of
 from vocalremover.spectrogram import STFT
@@ -24,6 +24,7 @@ from vocalremover.weights import printable
 SENSIBLE = {
     "rate": range(1000, 768_001),
     "n_fft": range(2, 65_537),
+    "win_length": (None, *range(1, 65_537)),
     "size": range(1, 1 << 24),
     "context": range(1 << 24),
     "multiple": range(1, 1 << 24),
@@ -80,13 +81,15 @@ def configured(shapes: Shapes, configuration: Configuration) -> ModelSpec:
         details = "; ".join(culprits) or near_miss(shapes)
         raise ModelError(f"is not what {path} describes. By its tensors, {details}")
     args.setdefault("stft_hop_length", signature(NETWORKS[network]).parameters["stft_hop_length"].default)
-    if args["stft_win_length"] != args["stft_n_fft"]:
-        raise ModelError(f"needs an STFT whose window is shorter than its transform ({path}), which is not supported")
+    length = args["stft_win_length"] if args["stft_win_length"] != args["stft_n_fft"] else None
+    try:
+        stft = STFT(args["stft_n_fft"], args["stft_hop_length"], pad_mode="reflect", win_length=length)
+    except UsageError as error:
+        raise ModelError(f"cannot be what {path} describes: {error}") from error
     names = configuration.instruments
     return replace(
         recipe_for(network, derived), args=args, target=configuration.target or names[0], instruments=names,
-        stft=STFT(args["stft_n_fft"], args["stft_hop_length"], pad_mode="reflect"), rate=configuration.rate,
-        chunking=trapezoid(configuration.chunk, configuration.overlap), note="",
+        stft=stft, rate=configuration.rate, chunking=trapezoid(configuration.chunk, configuration.overlap), note="",
         warnings=(*configuration.warnings, *warnings),
     )  # fmt: skip
 
@@ -241,7 +244,7 @@ def _check_fields(record: object, pattern: Mapping[str, Any], where: str) -> Non
         if isinstance(example, dict) and example:
             _check_fields(value, example, key)
             continue
-        kind = str if example is None else type(example)
+        kind = (int if key in SENSIBLE else str) if example is None else type(example)
         optional = example is None and value is None
         if not optional and type(value) is not kind:
             raise ModelError(f"carries a {where} whose {key} is not of type {kind.__name__}")
