@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import librosa
 import numpy as np
@@ -445,7 +446,10 @@ def test_settings_that_cannot_be(wrong: dict) -> None:
 
 
 def test_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "load", lambda name, device: (replace(SPEC, name=name), constant(1.0).to(device)))
+    def load(name: str, device: torch.device, config: Path | None) -> tuple[ModelSpec, nn.Module]:
+        return replace(SPEC, name=name), constant(1.0).to(device)
+
+    monkeypatch.setattr(checkpoint, "load", load)
     ours = Separator.load("toy", "cpu", Inference(size=48, context=7, batch=3))
     assert (ours.spec.name, ours.chunking, ours.batch) == ("toy", Chunking(48, 7), 3)
     assert ours.device == torch.device("cpu") and ours.stems == ("vocals", "instrumental")
