@@ -264,6 +264,8 @@ def test_the_peak_of_every_grid_in_one_pass() -> None:
     assert peaks == pytest.approx(expected, rel=1e-6)
     assert len({round(peak, 3) for peak in expected}) == 3
     assert Ensemble([separator(soft(3))]).peak(iter(()), RATE) is None
+    plain = Ensemble([separator(soft(3)), separator(soft(3), specs[0])], Rule("max", "wave"))
+    assert plain.peak([song], RATE) == pytest.approx((None, expected[0]))  # who needs none would divide by it
     with pytest.raises(UsageError, match="peak"):
         ensemble.stream([song], RATE)
 
@@ -422,6 +424,8 @@ def test_load(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"r": (RECURRENT, Recurrent())}.get(name, (replace(SPEC, name=str(name)), constant(0.5)))
 
     monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(checkpoint, "find", Path)
+    monkeypatch.setattr(checkpoint, "sha256", lambda path: f"that of {path}")
     ensemble = Ensemble.load(
         ["a", "r", Path("b.pt"), "a"], "cpu", "avg_wave", Inference(context=7), [None, None, Path("b.yaml"), None]
     )

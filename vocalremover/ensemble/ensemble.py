@@ -117,7 +117,8 @@ class Ensemble:
         if not measuring:
             return None
         found = dict(zip(measuring, _peaks(tuple(measuring.values()), blocks, rate), strict=True))
-        return tuple(found.get((voice.spec.stft, voice.spec.rate)) for voice in voices)
+        # A model that takes magnitudes as they are would still divide by a peak that it is given.
+        return tuple(found[voice.spec.stft, voice.spec.rate] if voice.measures else None for voice in voices)
 
     def stream(
         self, blocks: Iterable[Tensor], rate: int, peak: Peaks | None = None, layout: str | None = None,
