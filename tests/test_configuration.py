@@ -313,7 +313,7 @@ CONTRADICTIONS = {
     "stft_n_fft": (256, "stft_n_fft is 128 and not 256"),
     "mask_estimator_depth": (3, "mask_estimator_depth is 2 and not 3"),
     "linear_transformer_depth": (1, "linear_transformer_depth is 0 and not 1"),
-    "stft_win_length": (129, "window"),
+    "stft_win_length": (129, "win_length must be"),
     "stereo": ("yes", "its stereo is yes"),
     "skip_connection": (1, "its skip_connection is 1"),
     "stft_hop_length": ("many", "its stft_hop_length is many"),
