@@ -7,7 +7,7 @@ two bytes a millisecond for its loudness, whatever its length.
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from vocalremover.audio import Reader
 from vocalremover.spectrogram import STFT
+
+Progress = Callable[[Iterable[Tensor]], Iterable[Tensor]]
 
 WIDTH = 480  # columns; a picture has up to twice as many and is stretched to the page
 WAVE_HEIGHT = 72
@@ -86,8 +88,11 @@ class Sound:
         return float(self.extremes.max(initial=0.0))
 
 
-def measure(path: Path) -> Sound:
-    """Reads a song in blocks and keeps what its pictures and levels need. Raises AudioError."""
+def measure(path: Path, progress: Progress = iter) -> Sound:
+    """Reads a song in blocks and keeps what its pictures and levels need. Raises AudioError.
+
+    progress: any wrapper of the blocks `[channels, samples]`.
+    """
     extremes, squares, powers = Columns(np.maximum, 2), Columns(np.add, 1), Columns(np.add, ROWS)
     energies = [np.zeros(0, np.float32)]
     samples = 0
@@ -106,7 +111,7 @@ def measure(path: Path) -> Sound:
         hop = max(1, round(reader.rate / PIECES))
         stft = STFT(n_fft=4 * hop, hop=hop)
         rows, weights = (torch.from_numpy(of(stft, reader.rate)) for of in (_rows, _weights))
-        for spectrogram in stft.forward_blocks(seen(reader.blocks(), hop)):
+        for spectrogram in stft.forward_blocks(seen(progress(reader.blocks()), hop)):
             parts = torch.view_as_real(spectrogram).numpy()
             # torch's threads sleep while they wait; those of numpy's products made this ten times slower.
             power = torch.from_numpy(np.einsum("cbtp,cbtp->tb", parts, parts))

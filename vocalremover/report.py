@@ -9,19 +9,23 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from tempfile import NamedTemporaryFile, TemporaryFile
+from tempfile import TemporaryFile
 from types import TracebackType
 from urllib.parse import quote
 
+from torch import Tensor
+
 from vocalremover.batch import Result
-from vocalremover.errors import UsageError, VocalRemoverError
-from vocalremover.pictures import Sound, measure, spectrogram, waveform
+from vocalremover.errors import AudioError, InputError, UsageError, VocalRemoverError
+from vocalremover.pictures import Progress, Sound, measure, spectrogram, waveform
+from vocalremover.staging import Staging
 
 MARK = '<meta name="generator" content="vocalremover">'
 MIXTURE = "mixture"
@@ -32,21 +36,25 @@ class Page:
     """The page of one run, used as a context manager: it has its name, whole, once the block ends normally.
 
     `settings` are shown as they are. A file of that name is replaced where it is such a page, otherwise only with
-    `overwrite`. Raises UsageError, before any song is separated, where the page could not be written.
+    `overwrite` (UsageError). Raises AudioError, at the start or at the end, where the page cannot be written.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, object], overwrite: bool = False) -> None:
         self.path = path
         self.settings = settings
-        self._results: list[tuple[str, float, float]] = []  # state, duration and seconds of every song
+        self._results: list[Result] = []
+        self._drawn: list[Future[None]] = []
+        self._stopped = False
         if path.is_dir() or (path.exists() and not overwrite and not _is_page(path)):
             raise UsageError(f"{path} exists and is no report; choose another name for the report")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._part = NamedTemporaryFile(dir=path.parent, prefix=".vocalremover-", suffix=".part", delete=False)
-            self._songs = TemporaryFile()  # what stands above them in the page is known last
-        except OSError as error:
-            raise UsageError(f"the report {path} cannot be written: {error.strerror}") from error
+        with ExitStack() as stack, _told(path):
+            folder = stack.enter_context(Staging(path.parent))
+            self._part = stack.enter_context(open(folder / "report", "wb"))
+            self._songs = stack.enter_context(TemporaryFile())  # what stands above them is known last
+            # Beside the work: one thread, so that songs come in order and only one is in memory.
+            self._thread = ThreadPoolExecutor(1)
+            stack.callback(self._thread.shutdown, cancel_futures=True)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "Page":
         return self
@@ -54,49 +62,64 @@ class Page:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._songs.close()
-            self._part.close()
-            with suppress(FileNotFoundError):
-                os.unlink(self._part.name)
+        with self._stack:
+            try:
+                if kind is None:
+                    self._finish()
+            finally:
+                self._stopped = True
 
     def add(self, result: Result) -> None:
-        """Reads the song and its stems once more, in blocks, and adds their pictures and levels."""
-        self._results.append((result.state, result.duration, result.seconds))
-        self._songs.write(_song(result, len(self._results), self.path.parent).encode())
+        """Has the song and its stems read once more, in blocks, and their pictures and levels added to the page."""
+        self._results.append(result)
+        self._drawn.append(self._thread.submit(self._draw, result, len(self._results)))
+
+    def _draw(self, result: Result, number: int) -> None:
+        with _told(self.path):
+            self._songs.write(_song(result, number, self.path.parent, self._unless_stopped).encode())
+
+    def _unless_stopped(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        for block in blocks:
+            if self._stopped:
+                raise InputError("the run was stopped")
+            yield block
 
     def _finish(self) -> None:
-        states = [state for state, _, _ in self._results]
-        duration = sum(duration for state, duration, _ in self._results if state == "done")
-        seconds = sum(seconds for _, _, seconds in self._results)
+        for drawn in self._drawn:
+            drawn.result()
+        states = [result.state for result in self._results]
+        duration = sum(result.duration for result in self._results if result.state == "done")
+        seconds = sum(result.seconds for result in self._results)
         counts = [f"{states.count(state)} {state}" for state in ("done", "failed", "skipped") if state in states]
         songs = f"{len(states)} song{'s' * (len(states) != 1)}"
         facts = f"{', '.join(counts) or 'nothing to do'}; {_facts(duration, seconds)}"
-        head = _part("head", mark=MARK, songs=songs, facts=facts)
         rows = (_part("setting", name=_text(name), value=_text(_flat(of))) for name, of in self.settings.items())
-        self._part.write(head.encode())
-        self._songs.seek(0)
-        shutil.copyfileobj(self._songs, self._part)
-        self._part.write(_part("foot", settings="".join(rows)).encode())
-        self._part.flush()
-        os.fsync(self._part.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(self._part.name, 0o666 & ~umask)  # temporary files are for their maker's eyes only
-        os.replace(self._part.name, self.path)
+        with _told(self.path):
+            self._part.write(_part("head", mark=MARK, songs=songs, facts=facts).encode())
+            self._songs.seek(0)
+            shutil.copyfileobj(self._songs, self._part)
+            self._part.write(_part("foot", settings="".join(rows)).encode())
+            self._part.flush()
+            os.fsync(self._part.fileno())
+            os.replace(self._part.name, self.path)
 
 
-def _song(result: Result, number: int, folder: Path) -> str:
-    """One song's part of the page; `folder` is where the page lies."""
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AudioError(f"the report {path} cannot be written: {error.strerror}") from error
+
+
+def _song(result: Result, number: int, folder: Path, progress: Progress) -> str:
+    """One song's part of the page; `folder` is where the page lies, `progress` wraps the blocks of every file."""
     job = result.job
     warnings = list(result.warnings)
     sounds = ""
     if result.error is None:
         try:
-            sounds = _sounds({MIXTURE: job.input, **job.outputs}, folder)
+            sounds = _sounds({MIXTURE: job.input, **job.outputs}, folder, progress)
         except VocalRemoverError as error:
             warnings.append(f"There are no pictures: {error}")
     notes = [_part("note", kind="warning", text=_text(warning)) for warning in warnings]
@@ -114,9 +137,9 @@ def _facts(duration: float, seconds: float) -> str:
     return f"{_clock(duration)} of audio{speed}"
 
 
-def _sounds(paths: Mapping[str, Path], folder: Path) -> str:
+def _sounds(paths: Mapping[str, Path], folder: Path, progress: Progress) -> str:
     """Mixture and stems, drawn to the mixture's scale, so that one sees how much of it each stem is."""
-    sounds = {name: measure(path) for name, path in paths.items()}
+    sounds = {name: measure(path, progress) for name, path in paths.items()}
     top = max(sound.peak for sound in sounds.values()) or 1.0
     power = float(sounds[MIXTURE].powers.max(initial=0.0))
     return "".join(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path, PurePath
@@ -146,45 +145,40 @@ def _separate(
     in_turn: bool,
 ) -> int | None:  # fmt: skip
     from vocalremover.batch import run as separate
-    from vocalremover.batch.staging import Staging
     from vocalremover.ensemble import Turns, fit_together, load_all
 
     streams = run.is_stream()
     settings = run.filing.settings(_joined(models), run.batch.skip_existing)
     inference, stems, devices = computing.inference(), run.filing.stems(), computing.devices()
-    folder = run.filing.out or Path.cwd()  # for what waits until all models have been heard
-    with ExitStack() as stack:
-        in_turn = not streams and (in_turn or not fit_together(models, devices[0]))
-        if in_turn and not run.batch.dry_run:
-            folder = stack.enter_context(Staging(folder))  # which the next run sweeps away, should this one be killed
-        loaded = [
-            load_all(models, folder, device, rule, inference, configs, stems, in_turn or (False if streams else None))
-            for device in (devices[:1] if in_turn else devices)
-        ]
-        running.introduce(models, computing.chosen, loaded, run.telling.verbosity)
-        if streams:
-            return running.stream(run, loaded[0], settings)
-        settings = replace(settings, stems=loaded[0].stems)
-        jobs = running.plan(run, settings)
-        description = loaded[0].describe()
-        if run.batch.dry_run:
-            return running.preview(run, jobs, settings, description)
-        about = {"model": description["model"], "sha256": running.sha256_of(models) if run.telling.as_json else None}
+    turns = not streams and (in_turn or not fit_together(models, devices[0]))
+    one_by_one = turns or (False if streams else None)
+    loaded = [
+        # What waits until all models have been heard lies where the stems will.
+        load_all(models, run.filing.out or Path.cwd(), device, rule, inference, configs, stems, one_by_one)
+        for device in (devices[:1] if turns else devices)
+    ]
+    running.introduce(models, computing.chosen, loaded, run.telling.verbosity)
+    if streams:
+        return running.stream(run, loaded[0], settings)
+    settings = replace(settings, stems=loaded[0].stems)
+    jobs = running.plan(run, settings)
+    description = loaded[0].describe()
+    if run.batch.dry_run:
+        return running.preview(run, jobs, settings, description)
+    about = {"model": description["model"], "sha256": running.sha256_of(models) if run.telling.as_json else None}
+
+    def results(progress: Progress) -> Iterator[Result]:
         if isinstance(loaded[0], Turns):
-            turns = stack.enter_context(loaded[0])
-            return running.work(
-                run, jobs, about, description, lambda progress: _in_turn(turns, jobs, settings, progress), settings,
-                passes=len(set(models)),
-            )  # fmt: skip
-        return running.work(
-            run, jobs, about, description,
-            lambda progress: separate(jobs, loaded, settings, progress, run.batch.jobs), settings,
-        )  # fmt: skip
+            return _in_turn(loaded[0], jobs, settings, progress)
+        return separate(jobs, loaded, settings, progress, run.batch.jobs)
+
+    passes = len(set(models)) if isinstance(loaded[0], Turns) else 1
+    return running.work(run, jobs, about, description, results, settings, passes)
 
 
 def _in_turn(turns: Turns, jobs: Sequence[Job], settings: Settings, progress: Progress) -> Iterator[Result]:
     """The results of models that take turns: first of the songs that need no model, then of all the others."""
-    from vocalremover.batch import Result, preview
+    from vocalremover.batch import preview
     from vocalremover.batch import run as separate
 
     wanted = {
@@ -193,26 +187,35 @@ def _in_turn(turns: Turns, jobs: Sequence[Job], settings: Settings, progress: Pr
         if step.state in ("new", "stale", "replace")
     }
     yield from separate([job for job in jobs if job.input not in wanted], turns, settings, progress)
-    spent = dict.fromkeys(wanted, 0.0)
+    spent = dict.fromkeys(wanted, 0.0)  # seconds
 
     def timed(blocks: Iterable[Tensor], song: Path, stage: str, samples: int | None) -> Iterator[Tensor]:
         began = perf_counter()
         yield from progress(blocks, wanted[song], stage, samples)
         spent[song] += perf_counter() - began
 
-    for songs in turns.portions(wanted):
-        turns.hear(songs, timed)
-        for song in songs:
-            try:
-                played = turns.play(song)
-            except Exception as failure:  # whatever it was, it was this song's
-                odd = f"{song} failed unexpectedly: {type(failure).__name__}: {failure}"
-                error = str(failure) if isinstance(failure, VocalRemoverError) else odd
-                yield Result(wanted[song], spent[song], error=error, state="failed")
-                continue
-            for result in separate([wanted[song]], played, settings):
+    with turns:
+        for songs in turns.portions(wanted):
+            turns.hear(songs, timed)
+            for song in songs:
+                result = _played(turns, wanted[song], settings)
                 yield replace(result, seconds=result.seconds + spent[song])
-            turns.forget(song)
+
+
+def _played(turns: Turns, job: Job, settings: Settings) -> Result:
+    """The result of a song that all models have heard."""
+    from vocalremover.batch import Result
+    from vocalremover.batch import run as separate
+
+    try:
+        (result,) = separate([job], turns.play(job.input), settings)
+    except VocalRemoverError as failure:
+        result = Result(job, 0.0, error=str(failure), state="failed")
+    except Exception as failure:  # one song in a thousand must not stop the rest
+        error = f"{job.input} failed unexpectedly: {type(failure).__name__}: {failure}"
+        result = Result(job, 0.0, error=error, state="failed")
+    turns.forget(job.input)
+    return result
 
 
 def _combine(run: Run, rule: Rule) -> int:

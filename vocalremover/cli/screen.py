@@ -107,6 +107,7 @@ class Screen:
         if self._live and (self.verbosity > 0 or result.state != "skipped" or sys.stdout.isatty()):
             self._live.stop()
             self._tell(result)
+            self._live = _live(self._table)  # a stopped one would draw over what was told
             self._live.start(refresh=True)
         else:
             self._tell(result)
@@ -194,7 +195,9 @@ class Screen:
         elapsed = now - walk.started
         left = _left(elapsed, walk.share)
         share = walk.share if walk.samples else None
-        return f"{printable(walk.job.input.name)}: {walk.stage}", share, _speed(walk.seconds, elapsed), left
+        stage = walk.stage.removeprefix("separating")
+        name = f"{printable(walk.job.input.name)}{':' * (stage == walk.stage)} {stage.strip()}".strip()
+        return name, share, _speed(walk.seconds, elapsed), left
 
     def _whole_row(self, now: float) -> tuple[str, float, str, str]:
         elapsed = now - self._started
@@ -208,30 +211,30 @@ class Screen:
         name = f"{self._finished} of {len(self._jobs)} songs" + f", {self._failed} failed" * bool(self._failed)
         return name, share, _speed(heard, elapsed), _left(elapsed, share)
 
-    def _table(self) -> Table:
+    def _table(self, width: int) -> Table:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        width = self._live.console.width
         bar = BAR if width >= 70 else 0
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(ratio=1, no_wrap=True)
-        for letters in filter(None, (bar, 4, 8, 13)):
+        for letters in filter(None, (bar, 4, 6, 12)):
             table.add_column(width=letters, no_wrap=True, justify="right")
-        for name, share, speed, left in self.rows(width - (bar + bool(bar)) - 4 - 8 - 13 - 3):
+        for name, share, speed, left in self.rows(width - (bar + bool(bar)) - 4 - 6 - 12 - 3):
             drawn = [ProgressBar(total=None if share is None else 1.0, completed=share or 0.0, width=bar)] * bool(bar)
             table.add_row(Text(name), *drawn, "" if share is None else f"{share:.0%}", speed, left)
         return table
 
 
-def _live(table: Callable[[], Table]) -> Live:
-    """What draws the bars; whatever else writes to stderr in the meantime comes out above them."""
+def _live(table: Callable[[int], Table]) -> Live:
+    """What draws a table that is so many letters wide; what else writes to stderr comes out above it."""
     from rich.console import Console
     from rich.live import Live
 
+    console = Console(stderr=True)
     return Live(
-        get_renderable=table, console=Console(stderr=True), refresh_per_second=5, transient=True,
+        get_renderable=lambda: table(console.width), console=console, refresh_per_second=5, transient=True,
         redirect_stdout=False, redirect_stderr=True,
     )  # fmt: skip
 
