@@ -1,0 +1,107 @@
+"""`vocalremover evaluate`: songs whose stems are known, and models or other tools' stems -> scores in dB."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vocalremover.cli.options import Command, Computing, grouped, option
+from vocalremover.cli.output import emit, printable, say, shorten
+
+if TYPE_CHECKING:
+    from vocalremover.scores import Estimate, SongScores
+
+PATH = click.Path(path_type=Path)
+MEASURES = {"sdr": "SDR", "seconds": "SDR, median over seconds", "si_sdr": "SI-SDR"}
+KINDS = {"floor": "floor", "estimate": "score", "ceiling": "ceiling"}
+COLUMNS = tuple((stem, kind) for stem in ("vocals", "instrumental") for kind in KINDS)
+NAME, NUMBER = 28, 10  # letters
+
+
+@click.command("evaluate", cls=Command)
+@option("Models", "-m", "--model", "models", multiple=True, metavar="NAME|PATH", help="What to score; several times.")
+@option(
+    "Models", "--stems", multiple=True, type=PATH, metavar="DIR",
+    help="Stems that any tool made, such as SONG/vocals.wav or SONG_Vocals.wav; several times.",
+)
+@option("Models", "--config", type=PATH, metavar="FILE.yaml", help="What a RoFormer was trained with.")
+@option(
+    "Files", "--data", required=True, type=PATH, metavar="DIR",
+    help="Songs with their stems, such as SONG/mixture.wav and SONG/vocals.wav, or a manifest.csv.",
+)
+@option("Files", "--plot", type=PATH, metavar="FILE.svg", help="Draw the scores.")
+@option("On the screen", "--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
+@option("On the screen", "-q", "--quiet", is_flag=True, help="Nothing but the scores and errors.")
+@grouped(Computing)
+def command(
+    computing: Computing, models: tuple[str, ...], stems: tuple[Path, ...], config: Path | None, data: Path,
+    plot: Path | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Scores models on songs whose stems are known: SDR over whole songs, its median over seconds, and SI-SDR.
+
+    Each song is separated as `separate` does it. The floor is the untouched mixture taken for each stem, the ceiling
+    the ideal ratio mask. Without a model and without stems, the default model is scored.
+    """
+    if plot and plot.suffix.lower() != ".svg":
+        raise click.UsageError(f"--plot {plot}: the picture is an SVG; name it {plot.with_suffix('.svg').name}")
+    from vocalremover.scores import as_record, find_songs, score
+
+    songs = find_songs(data)
+    results: dict[str, list[SongScores]] = {}
+    records = []
+    chosen = models if models or stems else ("default",)
+    for name, settings, estimate in contestants(chosen, stems, config, computing):
+        results[name] = []
+        for number, song in enumerate(songs, 1):
+            say(f"{name} [{number}/{len(songs)}] {song.name}", -1 if quiet else 0)
+            results[name].append(score(song, estimate))
+        records.append({"name": name, "settings": settings, **as_record(results[name])})
+    if as_json:
+        emit(json.dumps({"data": str(data), "results": records}))
+    else:
+        emit("\n\n".join(table(name, scores, measure) for name, scores in results.items() for measure in MEASURES))
+    if plot:
+        from vocalremover.cli.chart import draw
+
+        plot.write_text(draw(results), encoding="utf-8")
+
+
+def contestants(
+    models: Sequence[str], stems: Sequence[Path], config: Path | None, computing: Computing
+) -> Iterator[tuple[str, dict[str, object], Estimate]]:
+    """(name, settings, what gives its stems) of each; a model is loaded when its turn comes."""
+    from vocalremover.scores import STEMS, found, separated
+    from vocalremover.separate import Separator
+
+    for model in models:
+        separator = Separator.load(model, computing.devices()[0], computing.inference(), config, STEMS)
+        yield model, separator.describe(), separated(separator)
+    for folder in stems:
+        yield str(folder), {}, found(folder)
+
+
+def table(name: str, scores: Sequence[SongScores], measure: str) -> str:
+    """Lines of text: a song each, then the medians."""
+    from vocalremover.scores import medians
+
+    stems = "".join(f"{stem:>{3 * NUMBER}}" for stem in ("vocals", "instrumental"))
+    lines = [
+        f"{MEASURES[measure]} in dB: {printable(name)}",
+        f"{'':{NAME}}{stems}",
+        f"{'song':{NAME}}" + "".join(f"{KINDS[kind]:>{NUMBER}}" for _, kind in COLUMNS),
+    ]
+    for song in scores:
+        numbers = [getattr(getattr(song, kind)[stem], measure) for stem, kind in COLUMNS]
+        lines.append(_line(song.song, numbers))
+    middle = medians(scores)
+    return "\n".join([*lines, _line("median", [middle[kind][stem][measure] for stem, kind in COLUMNS])])
+
+
+def _line(name: str, numbers: Sequence[float]) -> str:
+    shown = ("-" if math.isnan(number) else f"{number:.2f}" for number in numbers)
+    return f"{shorten(printable(name), NAME - 2):{NAME}}" + "".join(f"{text:>{NUMBER}}" for text in shown)
