@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import demix
 
 from vocalremover.chunks import Chunking
+from vocalremover.ensemble import Choir, Rule
 from vocalremover.models import NETWORKS, ModelSpec
 from vocalremover.networks.bs_roformer import BSRoformer
 from vocalremover.networks.layers import mask
@@ -254,8 +255,8 @@ def signal(case: Mapping[str, Any]) -> Tensor:
     return torch.from_numpy(song.astype(np.float32))
 
 
-def song_mask(case: Mapping[str, Any], family: Family, network: nn.Module, spectrogram: Tensor) -> Tensor:
-    """The mask of a whole song from our Separator with the original's crops; of test-time augmentation the mean."""
+def with_crops(case: Mapping[str, Any], family: Family, network: nn.Module) -> Separator:
+    """Our Separator with the original's crops, those of its test-time augmentation too."""
     size, context = case["cropsize"], case["cropsize"] // 2 if case["padding"] is None else case["padding"]
     inference = Inference("fp32", case["batchsize"], crops=((size, context),))
     if case["method"] == "separate_tta":
@@ -264,7 +265,11 @@ def song_mask(case: Mapping[str, Any], family: Family, network: nn.Module, spect
     # The original gives a recurrent network the padding as more crop.
     size, inference = (size + 2 * context, replace(inference, crops=())) if family.recurrent else (size, inference)
     spec = ModelSpec("", "", {}, chunking=Chunking(size=size, multiple=size), recurrent=family.recurrent)
-    separator = Separator(spec, network, inference=inference)
+    return Separator(spec, network, inference=inference)
+
+
+def song_mask(separator: Separator, spectrogram: Tensor) -> Tensor:
+    """The mask of a whole song."""
     joined = torch.cat(list(separator.masks([spectrogram], spectrogram.abs().max().item())), dim=-1)
     # The original gives the Nyquist bin, which no network sees, to the vocals; ours keeps it in the instrumental.
     joined[:, -1] = 0
@@ -275,17 +280,17 @@ def check_pipeline(fixture: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     """STFT, crops, mask, ensemble and inverse STFT; y is the instrumental, v the vocals."""
     case = fixture["case"]
     stft = STFT(case["n_fft"], case["hop"], pad_mode=case["pad_mode"])
-    masks, families = [], []
+    separators, families = [], []
     with torch.inference_mode():
         spectrogram = stft.forward(signal(case))
         for name, ctor, seed in case["models"]:
             families.append(FAMILIES[name])
             network = build(families[-1], ctor, seed, fixture["gain"])
-            masks.append(song_mask(case, families[-1], network, spectrogram))
+            separators.append(with_crops(case, families[-1], network))
         # An ensemble keeps the smallest instrumental. Its vocals are those of the last model alone: a slip of the
         # original, whose loop over the vocals went over the instrumentals.
-        instrumental = spectrogram * torch.stack(masks).amin(0)
-        vocals = spectrogram * (1 - masks[-1])
+        instrumental = spectrogram * song_mask(Choir(separators, Rule("original")), spectrogram)
+        vocals = spectrogram * (1 - song_mask(separators[-1], spectrogram))
         samples = stft.hop * (spectrogram.shape[-1] - 1)
         results = {
             "x_spec_mag": spectrogram.abs(),
