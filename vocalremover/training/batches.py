@@ -81,7 +81,8 @@ def loaded(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iter
     """Numbers and audio, rendered on CPUs while the device computes."""
     loader = DataLoader(
         Examples(mixes), batch_sampler=numbers, num_workers=workers, prefetch_factor=4 if workers else None,
-        pin_memory=world.device.type == "cuda",
+        # Of its own, or a loader that starts within a step would take from what dropout draws.
+        pin_memory=world.device.type == "cuda", generator=torch.Generator(),
     )  # fmt: skip
     for taken, audio in loader:
         yield taken.tolist(), audio.to(world.device, non_blocking=True)

@@ -136,6 +136,11 @@ class Tally:
             for name, value in {**losses, "norm": norm}.items():
                 self._sums.setdefault(name, []).append(value)
 
+    @property
+    def sound(self) -> bool:
+        """Whether any step since the last line had a finite loss."""
+        return bool(self._sums)
+
     def line(self, state: State, minutes: float) -> Line:
         """The line for the log; the next one begins from nothing. waiting: share of the time without a batch."""
         seconds = max(time.monotonic() - self._began, 1e-9)

@@ -80,7 +80,7 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
                 f"fp32, or look at the last examples, {'; '.join(line['mixes'])}"
             )
         shelf.keep(state)
-        if state.step % run.recipe.log_steps == 0:
+        if state.step % run.recipe.log_steps == 0 and tally.sound:
             yield shelf.note(tally.line(state, clock.minutes()))
 
 
