@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vocalremover import checkpoint, recognition
-from vocalremover.chunks import Chunking
+from vocalremover import checkpoint, claims, recognition
+from vocalremover.chunks import Chunking, trapezoid
 from vocalremover.errors import ModelError
-from vocalremover.models import MODELS, ModelSpec
+from vocalremover.models import MODELS, NETWORKS, ModelSpec
+from vocalremover.separate import Separator
 from vocalremover.spectrogram import STFT
 
 
@@ -286,6 +288,8 @@ HOSTILE = {
     "field": {"more": 1},
     "escape": {"name": "\x1b[2J"},
     "long": {"note": "x" * 2000},
+    "aliases": {"aliases": [1]},
+    "window length": {"stft": {"win_length": "long"}},
 }
 
 
@@ -345,3 +349,198 @@ def test_sha256(tmp_path: Path) -> None:
     """The digest of "abc" is the first example of FIPS 180-2."""
     (tmp_path / "abc").write_bytes(b"abc")
     assert checkpoint.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_umask_decides_who_may_read(tmp_path: Path, spec: ModelSpec, state: dict[str, Tensor]) -> None:
+    old = os.umask(0o027)
+    try:
+        checkpoint.save(tmp_path / "file", spec, state)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+# RoFormers
+
+BANDS = {"dim": 8, "depth": 2, "stereo": True, "num_stems": 2, "time_transformer_depth": 1, "freq_transformer_depth": 1,
+         "dim_head": 4, "heads": 2, "stft_n_fft": 128, "stft_win_length": 128}  # fmt: skip
+ROFORMERS = {
+    "bs_msst": ("bs_roformer", BANDS | {"freqs_per_bands": [16, 16, 33]}),
+    "bs_lucidrains": ("bs_roformer", BANDS | {"freqs_per_bands": [16, 16, 33], "layout": "lucidrains"}),
+    "mel_msst": ("mel_roformer", BANDS | {"num_bands": 6, "mask_estimator_depth": 2}),
+    "mel_lucidrains": ("mel_roformer", BANDS | {"num_bands": 6, "layout": "lucidrains", "num_residual_streams": 2}),
+}
+YAML = """
+audio: {{chunk_size: 2048, sample_rate: 44100}}
+model: {{{bands}, num_stems: 2, stft_hop_length: {hop}, linear_transformer_depth: {linear}}}
+training: {{instruments: [drums, bass]}}
+"""
+
+
+def sibling(name: str, hop: int = 20) -> str:
+    bands = "num_bands: 6" if "mel" in name else "freqs_per_bands: !!python/tuple [16, 16, 33]"
+    return YAML.format(bands=bands, hop=hop, linear=int(name == "mel_lucidrains"))
+
+
+@pytest.fixture(params=ROFORMERS)
+def roformer(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
+    network, args = ROFORMERS[request.param]
+    torch.manual_seed(0)
+    return request.param, NETWORKS[network](**args).eval()
+
+
+def test_roformers_in_both_layouts_with_and_without_a_yaml(tmp_path: Path, roformer: tuple[str, nn.Module]) -> None:
+    """The layout is told from the keys, and never said by a yaml."""
+    name, network = roformer
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "x.ckpt")
+    guessed, loaded = checkpoint.load(tmp_path / "x.ckpt")
+    assert guessed.args["layout"] == name.partition("_")[2] and guessed.stems == ("stem1", "stem2")
+    assert len(guessed.warnings) == 1 and str(tmp_path / "x.ckpt") in guessed.warnings[0]
+    (tmp_path / "x.yaml").write_text(sibling(name))
+    told, again = checkpoint.load(tmp_path / "x.ckpt")
+    assert (told.stft.hop, told.chunking, told.stems) == (20, trapezoid(2048, 0.5), ("drums", "bass"))
+    assert told.warnings == () and told.args | {"stft_hop_length": 0} == guessed.args | {"stft_hop_length": 0}
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor) and torch.equal(again.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("yaml", ["x.1.yaml", "x.1.yml", "config_x.1.yaml", "x.1_config.yaml", "x.1.ckpt.yaml"])
+def test_the_yaml_beside_a_checkpoint_is_found(tmp_path: Path, yaml: str) -> None:
+    """Under the names that MSST, its WebUI, UVR and audio-separator give it; another file's is not taken."""
+    network, args = ROFORMERS["bs_msst"]
+    torch.save(NETWORKS[network](**args).state_dict(), tmp_path / "x.1.ckpt")
+    (tmp_path / "x.yaml").write_text(sibling("bs_msst", hop=31))
+    assert checkpoint.load(tmp_path / "x.1.ckpt")[0].warnings
+    (tmp_path / yaml).write_text(sibling("bs_msst"))
+    assert checkpoint.load(tmp_path / "x.1.ckpt")[0].stft.hop == 20
+
+
+def test_which_yaml_is_believed(tmp_path: Path) -> None:
+    """The one that is asked for, then a file's own description, then the one beside it."""
+    network, args = ROFORMERS["bs_msst"]
+    torch.save(NETWORKS[network](**args).state_dict(), tmp_path / "x.ckpt")
+    (tmp_path / "x.yaml").write_text(sibling("bs_msst", hop=20))
+    (tmp_path / "mine.yaml").write_text(sibling("bs_msst", hop=30))
+    assert checkpoint.load(tmp_path / "x.ckpt", config=tmp_path / "mine.yaml")[0].stft.hop == 30
+    checkpoint.convert(tmp_path / "x.ckpt", tmp_path / "x.safetensors", config=tmp_path / "mine.yaml")
+    assert checkpoint.load(tmp_path / "x.safetensors")[0].stft.hop == 30
+    (tmp_path / "third.yaml").write_text(sibling("bs_msst", hop=40))
+    assert checkpoint.load(tmp_path / "x.safetensors", config=tmp_path / "third.yaml")[0].stft.hop == 40
+
+
+def test_a_broken_yaml_beside_a_checkpoint_is_told(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """For a RoFormer, whose hop it would have told; other networks have no use for a yaml and do not look at it."""
+    network, args = ROFORMERS["bs_msst"]
+    torch.save(NETWORKS[network](**args).state_dict(), tmp_path / "x.ckpt")
+    (tmp_path / "x.yaml").write_text("model: [")
+    with pytest.raises(ModelError, match=r"x\.yaml is no yaml file"):
+        checkpoint.load(tmp_path / "x.ckpt")
+    torch.save(state, tmp_path / "x.ckpt")
+    assert checkpoint.load(tmp_path / "x.ckpt")[0].network == "v10"
+    (tmp_path / "x.yaml").write_text(sibling("bs_msst"))
+    with pytest.raises(ModelError, match="its tensors are those of v10"):
+        checkpoint.load(tmp_path / "x.ckpt", config=tmp_path / "x.yaml")
+
+
+def test_a_known_file_name_needs_no_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hop, windows and stems are those of the recipe, unless its tensors are of another size."""
+    network, args = ROFORMERS["bs_msst"]
+    recipe = replace(
+        MODELS["bs_roformer_937"], args=recognition.recognise(shapes(network, args)).args | {"stft_hop_length": 50},
+        stft=STFT(128, 50, pad_mode="reflect"), filename="famous.ckpt", instruments=("a", "b"), chunking=Chunking(999),
+    )  # fmt: skip
+    monkeypatch.setitem(MODELS, "famous", recipe)
+    torch.save(NETWORKS[network](**args).state_dict(), tmp_path / "famous.ckpt")
+    told, _ = checkpoint.load(tmp_path / "famous.ckpt")
+    assert (told.stft.hop, told.chunking.size, told.stems, told.warnings) == (50, 999, ("a", "b"), ())
+    (tmp_path / "famous.yaml").write_text(sibling("bs_msst"))
+    told, _ = checkpoint.load(tmp_path / "famous.ckpt")
+    assert (told.stft.hop, told.stems) == (20, ("a", "b"))  # yaml files that go round name stems wrongly
+    (tmp_path / "famous.yaml").unlink()
+    torch.save(NETWORKS[network](**args | {"dim": 16}).state_dict(), tmp_path / "famous.ckpt")
+    told, _ = checkpoint.load(tmp_path / "famous.ckpt")
+    assert told.stft.hop == 32 and told.warnings
+
+
+def shapes(network: str, args: dict[str, object]) -> dict[str, tuple[int, ...]]:
+    return recognition.expected_shapes(network, args) or {}
+
+
+@pytest.mark.parametrize("name", WRAPPINGS)
+def test_wrapped_roformers_are_recognised(tmp_path: Path, roformer: tuple[str, nn.Module], name: str) -> None:
+    """All layers share the tensors of the rotary embedding, which a file may hold once or once for each."""
+    layout, network = roformer
+    torch.save(WRAPPINGS[name](network.state_dict()), tmp_path / "x.ckpt")
+    (tmp_path / "x.yaml").write_text(sibling(layout))
+    _, loaded = checkpoint.load(tmp_path / "x.ckpt")
+    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
+    for (key, ours), theirs in zip(loaded.named_parameters(), network.parameters(), strict=True):
+        assert torch.equal(ours, theirs.to(dtype).float()), key
+    checkpoint.convert(tmp_path / "x.ckpt", tmp_path / "x.safetensors")
+    again = checkpoint.load(tmp_path / "x.safetensors")[1].state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_converted_roformer_gives_the_same_samples(
+    tmp_path: Path, roformer: tuple[str, nn.Module], dtype: torch.dtype | None
+) -> None:
+    """Bit for bit but for the order of additions; with weights of half precision, as near as their rounding allows."""
+    name, network = roformer
+    torch.save(network.state_dict(), tmp_path / "x.ckpt")
+    (tmp_path / "x.yaml").write_text(sibling(name))
+    (tmp_path / "alone").mkdir()
+    checkpoint.convert(tmp_path / "x.ckpt", tmp_path / "alone" / "x.safetensors", dtype)
+    song = torch.randn(2, 5000, generator=torch.Generator().manual_seed(3)) / 10
+    results = [
+        Separator.load(path, device="cpu").separate(song, 44100)
+        for path in (tmp_path / "x.ckpt", tmp_path / "alone" / "x.safetensors")
+    ]
+    assert list(results[0]) == list(results[1]) == ["drums", "bass"]
+    tolerance = 1e-6 if dtype is None else 2e-3
+    for stem, samples in results[0].items():
+        assert samples.abs().max() > 1e-3  # not the silence of a network that does nothing
+        torch.testing.assert_close(results[1][stem], samples, rtol=0, atol=tolerance * samples.abs().max().item())
+
+
+ROFORMER_LIES = {
+    "stems": {"instruments": ["one"]},
+    "hop": {"stft": {"hop": 31}},
+    "n_fft": {"stft": {"n_fft": 256}},
+    "depth": {"args": {"depth": 3}},
+    "blocks": {"args": {"depth": 1024, "time_transformer_depth": 1024}},
+    "layout": {"args": {"layout": "lucidrains"}},
+    "domain": {"domain": "spectrogram"},
+    "name": {"instruments": ["drums", "../bass"]},
+}
+
+
+@pytest.mark.parametrize("lie", ROFORMER_LIES.values(), ids=ROFORMER_LIES)
+def test_a_roformers_description_is_not_believed(tmp_path: Path, lie: dict[str, object]) -> None:
+    network, args = ROFORMERS["bs_msst"]
+    torch.save(NETWORKS[network](**args).state_dict(), tmp_path / "x.ckpt")
+    (tmp_path / "x.yaml").write_text(sibling("bs_msst"))
+    path = tmp_path / "x.safetensors"
+    told = claims.describe(checkpoint.convert(tmp_path / "x.ckpt", path))
+    for key, value in lie.items():
+        told[key] = {**told[key], **value} if isinstance(value, dict) else value
+    save_file(load_file(path), path, metadata={"vocalremover": json.dumps(told)})
+    refused(path)
+
+
+def test_a_few_keys_cannot_ask_for_a_giant(tmp_path: Path) -> None:
+    """300 blocks of 300 layers, claimed with 600 tensors, would take minutes to lay out."""
+    network, args = ROFORMERS["bs_msst"]
+    state = NETWORKS[network](**args).state_dict()
+    one = torch.ones(1)
+    state |= {f"layers.{block}.x": one.clone() for block in range(300)}
+    state |= {f"layers.0.0.layers.{layer}.x": one.clone() for layer in range(300)}
+    torch.save(state, tmp_path / "x.ckpt")
+    refused(tmp_path / "x.ckpt")
+
+
+def test_guesses_reach_the_user(tmp_path: Path) -> None:
+    network, args = ROFORMERS["mel_msst"]
+    torch.save(NETWORKS[network](**args).state_dict(), tmp_path / "x.ckpt")
+    separator = Separator.load(tmp_path / "x.ckpt", device="cpu")
+    assert any("x.ckpt" in warning and "--config" in warning for warning in separator.warnings)
