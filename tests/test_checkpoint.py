@@ -510,6 +510,7 @@ ROFORMER_LIES = {
     "depth": {"args": {"depth": 3}},
     "blocks": {"args": {"depth": 1024, "time_transformer_depth": 1024}},
     "layout": {"args": {"layout": "lucidrains"}},
+    "bands": {"args": {"freqs_per_bands": 5}},
     "domain": {"domain": "spectrogram"},
     "name": {"instruments": ["drums", "../bass"]},
 }
@@ -533,8 +534,10 @@ def test_a_few_keys_cannot_ask_for_a_giant(tmp_path: Path) -> None:
     network, args = ROFORMERS["bs_msst"]
     state = NETWORKS[network](**args).state_dict()
     one = torch.ones(1)
-    state |= {f"layers.{block}.x": one.clone() for block in range(300)}
+    state |= {f"layers.{block}.0.x": one.clone() for block in range(300)}
     state |= {f"layers.0.0.layers.{layer}.x": one.clone() for layer in range(300)}
+    derived = recognition.derive(network, recognition.shapes_of(state))
+    assert derived and (derived["depth"], derived["time_transformer_depth"]) == (300, 300)
     torch.save(state, tmp_path / "x.ckpt")
     refused(tmp_path / "x.ckpt")
 

@@ -308,6 +308,7 @@ CONTRADICTIONS = {
     "depth": (3, "depth is 2 and not 3"),
     "dim": (16, "dim is 8 and not 16"),
     "heads": (4, "heads is 2 and not 4"),
+    "mlp_expansion_factor": (2, "mlp_expansion_factor is 4 and not 2"),
     "num_stems": (2, "num_stems is 1 and not 2"),
     "freqs_per_bands": ((16, 17, 32), r"freqs_per_bands is \[16, 16, 33\] and not \[16, 17, 32\]"),
     "stft_n_fft": (256, "stft_n_fft is 128 and not 256"),
@@ -318,6 +319,7 @@ CONTRADICTIONS = {
     "skip_connection": (1, "its skip_connection is 1"),
     "stft_hop_length": ("many", "its stft_hop_length is many"),
     "zero_dc": ({"a": 1}, "its zero_dc is"),
+    "dim_head": (True, "its dim_head is True"),
 }
 
 

@@ -51,18 +51,22 @@ def fit(network: str, shapes: Shapes) -> dict[str, Any] | None:
 
 
 def bears_out(shapes: Shapes, network: str, args: Mapping[str, Any]) -> bool:
-    """Whether a network with these arguments has exactly these names and shapes.
+    """Whether a network with these arguments has exactly these names and shapes."""
+    return _modest(shapes, args) and expected_shapes(network, args) == dict(shapes)
 
-    Nothing is built that would have more layers than there are tensors: a few numbers in a file could ask for millions.
+
+def _modest(shapes: Shapes, args: Mapping[str, Any]) -> bool:
+    """Whether a RoFormer would have no more layers than there are tensors.
+
+    A few numbers in a file could ask for millions of them, which take minutes to lay out even without memory.
     """
     names = ("time_transformer_depth", "freq_transformer_depth", "linear_transformer_depth")
     numbers = {key: value for key, value in args.items() if isinstance(value, int)}
     layers = numbers.get("depth", 0) * sum(max(numbers.get(name, 0), 0) for name in names)
-    bands = numbers.get("num_bands") or len(args.get("freqs_per_bands", ()))
+    listed = args.get("freqs_per_bands", ())
+    bands = numbers.get("num_bands") or (len(listed) if isinstance(listed, list | tuple) else 0)
     heads = numbers.get("num_stems", 0) * bands * max(numbers.get("mask_estimator_depth", 1), 1)
-    if max(layers, heads, numbers.get("depth", 0), numbers.get("num_stems", 0)) > len(shapes):
-        return False
-    return expected_shapes(network, args) == dict(shapes)
+    return max(layers, heads, numbers.get("depth", 0), numbers.get("num_stems", 0)) <= len(shapes)
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -140,7 +144,8 @@ def _guess(recipes: list[ModelSpec], args: dict[str, Any]) -> ModelSpec:
 def near_miss(shapes: Shapes) -> str:
     """One sentence on the architecture that shares most tensors with a state dict, and on the first differences."""
     derived = [(network, args) for network in NETWORKS if (args := derive(network, shapes)) is not None]
-    known = [*_published(), *((network, expected_shapes(network, args) or {}) for network, args in derived)]
+    built = [(network, expected_shapes(network, args) or {}) for network, args in derived if _modest(shapes, args)]
+    known = [*_published(), *built]
     shared, network, expected = max(
         ((sum(shapes.get(key) == shape for key, shape in one.items()), network, one) for network, one in known),
         key=lambda candidate: candidate[0],
