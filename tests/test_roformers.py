@@ -387,16 +387,32 @@ def test_half_precision(name: str, level: float) -> None:
             assert signal_to_distortion(exact, masks) > bound
 
 
-@pytest.mark.parametrize("name", ["bs", "mel lucid"])
-def test_autocast(name: str) -> None:
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_autocast(name: str, cast: bool) -> None:
+    """Also where the weights are of half precision already."""
     network = make(name).float()
     spectrogram = noise(network, frames=20).float()
     with torch.inference_mode():
         exact = network(spectrogram)
+        network = network.bfloat16() if cast else network
         with torch.autocast("cpu", torch.bfloat16):
             masks = network(spectrogram)
     assert masks.dtype == torch.float32
     assert signal_to_distortion(exact, masks) > 28
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_gpu_gives_the_same(name: str) -> None:
+    """In double precision; and in half about as well as autocast, whichever kernels there are."""
+    network = make(name)
+    spectrogram = noise(network, batch=2, frames=20)
+    with torch.inference_mode():
+        exact = network(spectrogram)
+        same(network.cuda()(spectrogram.cuda()).cpu(), exact)
+        masks = network.half()(spectrogram.float().cuda()).cpu()
+    assert signal_to_distortion(exact, masks.double()) > 46
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -548,8 +548,9 @@ class BandSplit(nn.Module):
         second axis, their parts could be no ordinary parameters."""
         weights = [linear.weight for _, linear in self.to_features[group]]
         width = max(self.bands.widths[group])
-        padded = [F.pad(weight, (0, width - weight.shape[1])) for weight in weights]
-        return rearrange(torch.stack(padded), "g d w -> g w d")
+        zeros = weights[0].new_zeros(weights[0].shape[0], width)
+        pieces = [piece for weight in weights for piece in (weight, zeros[:, weight.shape[1] :])]
+        return rearrange(torch.cat(pieces, dim=1), "d (g w) -> g w d", g=len(weights))
 
 
 class MaskEstimator(nn.Module):
