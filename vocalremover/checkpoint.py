@@ -75,10 +75,10 @@ def load(
     A float32 file is mapped, not copied: V10's 1.51 GiB load in 2 s and, once used, take 0.04 GiB more than that.
     A self-describing file brings its own recipe, a RoFormer's other files a yaml: `config`, or the one beside them.
     What was guessed or left out is in the recipe's `warnings`. For the name of a model the file must hold that model's
-    network. The recipe's `sha256` is that of this very file. Raises ModelError.
+    network. Raises ModelError.
     """
     spec, network = _assemble(name_or_path, config)
-    return replace(spec, sha256=sha256(find(name_or_path))), network.float().to(device)
+    return replace(spec, digest=sha256(find(name_or_path))), network.float().to(device)
 
 
 def verify(name_or_path: str | os.PathLike[str], config: Path | None = None) -> Path:

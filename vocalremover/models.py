@@ -90,7 +90,7 @@ class ModelSpec:
     the output of the crops before. filename and url: what the author's file is called and where he published it.
     sha256: that of this file, where it is known; in a converted file, that of the one it was made from. aliases: other
     names under which the same file is handed on. warnings: a sentence for everything about a file that was guessed or
-    left out; never stored.
+    left out. digest: the SHA-256 of the very file that was loaded. These two are of the moment and never stored.
     """
 
     name: str
@@ -112,6 +112,7 @@ class ModelSpec:
     note: str = ""
     aliases: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    digest: str | None = field(default=None, compare=False)
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class Separator:
         return {
             "model": self.spec.name,
             "network": self.spec.network,
-            "sha256": self.spec.sha256,
+            "sha256": self.spec.digest,
             "stems": list(self.stems),
             "device": str(self.device),
             "precision": self.precision,
