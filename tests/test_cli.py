@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from vocalremover import __version__, audio, batch, checkpoint
 from vocalremover.audio import read
 from vocalremover.cli import options, output, screen
-from vocalremover.inference import Inference
+from vocalremover.inference import ORIGINAL_TTA, Inference
 from vocalremover.separate import Separator
 
 Command = Callable[..., "object"]
@@ -213,6 +213,8 @@ def test_aliases_of_the_batch_size(command: Command, make_song: Command, loaded:
         ("--num_overlap 1", {"overlap": 0.0}),
         ("--segment 8.5", {"segment": 8.5}),
         ("--quality FAST", {"quality": "fast"}),
+        ("--crops 64/128,32/0", {"crops": ((64, 128), (32, 0))}),
+        ("--crops original", {"crops": ORIGINAL_TTA}),
     ],
 )
 def test_windows_and_passes(
@@ -279,6 +281,9 @@ def test_bit_rates(command: Command, make_song: Command, loaded: Handed, word: s
         "--num-overlap 0",
         "--segment 0",
         "--segment 8 -c 256",
+        "--overlap 0.5 --padding 8",
+        "--crops 64",
+        "--crops original --tta",
         "--shifts 0",
         "--quality good",
         "--bits 16 --int24",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
 BOTH = ("vocals", "instrumental")
+ORIGINAL = "original"
 HEADINGS = ("Models", "Stems", "Files", "Many files", "Device", "Quality against speed", "On the screen")
 COLUMN = 24  # letters of the help's left side
 
@@ -105,6 +106,19 @@ def _device(context: click.Context, parameter: click.Parameter, names: str) -> s
     return names
 
 
+def _crops(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[tuple[int, int], ...] | str | None:
+    """`256/128,512/256` -> ((256, 128), (512, 256)); the word ORIGINAL stays."""
+    if text is None or text.lower() == ORIGINAL:
+        return text and ORIGINAL
+    if not re.fullmatch(r"[1-9]\d*/\d+(,[1-9]\d*/\d+)*", text):
+        hint = f"write frames and padding, such as 256/128,512/256, or {ORIGINAL}"
+        raise click.BadParameter(f"{text!r} are no crops; {hint}", context, parameter)
+    pairs = (pair.split("/") for pair in text.split(","))
+    return tuple((int(frames), int(padding)) for frames, padding in pairs)
+
+
 def _shard(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -127,6 +141,7 @@ class Computing:
     num_overlap: int | None
     shifts: int | None
     tta: bool
+    crops: tuple[tuple[int, int], ...] | str | None
     segment: float | None
     cropsize: int | None
     padding: int | None
@@ -150,14 +165,13 @@ class Computing:
         """The settings in the library's words. Raises UsageError."""
         if self.overlap is not None and self.num_overlap is not None:
             raise click.UsageError("--overlap and --num-overlap say the same in two ways; give one of them")
-        if self.segment is not None and self.cropsize is not None:
-            raise click.UsageError("--segment and --cropsize both choose the window; give one of them")
-        from vocalremover.inference import Inference
+        from vocalremover.inference import ORIGINAL_TTA, Inference
 
         overlap = self.overlap if self.num_overlap is None else 1 - 1 / self.num_overlap
         return Inference(
             precision=self.precision, batch=self.batch_size, quality=self.quality, size=self.cropsize,
             context=self.padding, segment=self.segment, overlap=overlap, shifts=self.shifts, tta=self.tta,
+            crops=ORIGINAL_TTA if self.crops == ORIGINAL else self.crops or (),
         )  # fmt: skip
 
 
@@ -297,6 +311,10 @@ OPTIONS: Mapping[type, tuple[Callable, ...]] = {
         ),
         option("Quality against speed", "--shifts", type=_COUNT, metavar="N", help="Average so many displaced passes."),
         option("Quality against speed", "--tta", is_flag=True, help="Average over swapped sides and inverted sound."),
+        option(
+            "Quality against speed", "--crops", callback=_crops, metavar="C/P,...",
+            help="Average over passes with these sizes and paddings; original is the original's --tta.",
+        ),
         option(
             "Quality against speed", "--segment", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
             help="Length of a window.  [default: the model's]",
