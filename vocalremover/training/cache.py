@@ -153,6 +153,11 @@ class Cache:
                 continue  # cut off by a full disk or a kill: as if it had not been written
 
 
+def melody_name(name: str) -> str:
+    """The entry of what `melody.add_melodies` makes of another entry."""
+    return f"melody__{name}"
+
+
 def decode(recording: Recording, folder: Path) -> Entry:
     """Decode a recording into the folder; what cannot be used gives an entry that says why."""
     try:
@@ -164,12 +169,17 @@ def decode(recording: Recording, folder: Path) -> Entry:
         return entry_of(recording, refused=f"{recording.source}: too short, {seconds:.2f} s.")
     if peak < SILENCE:
         return entry_of(recording, refused=f"{recording.source}: silent.")
-    path = folder / f"{recording.name}.npy"
-    partial = path.with_suffix(".part")
+    return entry_of(recording, write_entry(folder, recording.name, audio.numpy()), *audio.shape)
+
+
+def write_entry(folder: Path, name: str, audio: np.ndarray) -> Path:
+    """Save float `[channels, samples]` -1..1 as an entry's file, whole or not at all."""
+    path = folder / f"{name}.npy"
+    partial = folder / f"{name}.part"
     with partial.open("wb") as file:
         np.save(file, quantise(audio))
     partial.replace(path)
-    return entry_of(recording, path, *audio.shape)
+    return path
 
 
 def entry_of(
@@ -204,9 +214,9 @@ def checksum(path: Path) -> int:
     return value
 
 
-def quantise(audio: Tensor) -> np.ndarray:
+def quantise(audio: np.ndarray) -> np.ndarray:
     """float32 -1..1 -> int16."""
-    return (audio.clamp(-1, 1) * FULL_SCALE).round().to(torch.int16).numpy()
+    return np.round(np.clip(audio, -1, 1) * FULL_SCALE).astype(np.int16)
 
 
 def _mixed_down(recording: Recording) -> Iterable[Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from vocalremover.errors import InputError
 from vocalremover.multitracks import audio_files, find_multitracks
-from vocalremover.training.cache import FULL_SCALE, RATE, Cache, Entry, Recording, decode, expected_bytes
+from vocalremover.training.cache import FULL_SCALE, RATE, Cache, Entry, Recording, decode, expected_bytes, melody_name
 from vocalremover.training.credits import credit, read_rows
 
 __all__ = ["RATE", "Catalogue", "Sources", "Track", "prepare"]
@@ -37,6 +37,7 @@ class Sources:
     """Where training audio lies: folders of any formats, folders of songs with their stems, a manifest.csv.
 
     held_out: beginnings of paths, as the manifest names them (or `folder/path` for folders), that are left out.
+    melodies: whether voices are joined by what `melody.add_melodies` made of them.
     Without any source, what the cache was last prepared for is taken as it is.
     """
 
@@ -45,6 +46,7 @@ class Sources:
     pairs: tuple[Path, ...] = ()
     manifest: Path | None = None
     held_out: tuple[str, ...] = ()
+    melodies: bool = True
 
     @property
     def given(self) -> bool:
@@ -122,6 +124,7 @@ def prepare(
     for entry in progress(entries, len(chosen)) if progress else entries:
         store.note(entry)
     usable = [recording for recording in recordings if _is_usable(recording, store, problems)]
+    usable.extend(_melodies(usable, store) if sources.melodies else ())
     catalogue = arrange(usable, store, tuple(problems))
     page = credit(_rows(usable, sources))
     _save(cache / "catalogue.json", usable, problems, page)
@@ -133,16 +136,19 @@ def prepare(
 
 def load(cache: Path) -> Catalogue:
     """The catalogue that the cache was last prepared for, without a look at the sources. Raises InputError."""
-    path = cache / "catalogue.json"
-    if not path.exists():
-        raise InputError(f"{cache} was never prepared: name the training audio once.")
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    recordings = [Recording(**line | {"parts": (), "flags": tuple(line["flags"])}) for line in saved["recordings"]]
+    saved, recordings = _saved(cache), saved_recordings(cache)
     store = Cache(cache)
+    recordings.extend(melody for melody in _melodies(recordings, store) if melody not in recordings)
     gone = [recording for recording in recordings if not store.path(recording.name).exists()]
     problems = [*saved["problems"], *(f"{recording.source}: gone from the cache." for recording in gone)]
     usable = [recording for recording in recordings if recording not in gone]
     return replace(arrange(usable, store, tuple(problems)), credits=saved["credits"])
+
+
+def saved_recordings(cache: Path) -> list[Recording]:
+    """What the cache was last prepared for, without the files it was made of. Raises InputError."""
+    lines = _saved(cache)["recordings"]
+    return [Recording(**line | {"parts": (), "flags": tuple(line["flags"])}) for line in lines]
 
 
 def arrange(recordings: Sequence[Recording], store: Cache, problems: tuple[str, ...] = ()) -> Catalogue:
@@ -241,7 +247,7 @@ def _fitting(
     for recording in missing:
         size = expected_bytes(recording) or 0
         if used + size > limit:
-            used -= store.evict(recording.name for recording in wanted)
+            used -= store.evict(name for each in wanted for name in (each.name, melody_name(each.name)))
         if used + size > limit:
             out.append((recording, size))
             continue
@@ -267,6 +273,21 @@ def _is_usable(recording: Recording, store: Cache, problems: list[str]) -> bool:
     if entry is not None and entry.refused:
         problems.append(entry.refused)
     return entry is not None and not entry.refused
+
+
+def _melodies(recordings: Iterable[Recording], store: Cache) -> Iterator[Recording]:
+    """What was made of these voices: the same people, so what holds one out holds out the other."""
+    for recording in recordings:
+        entry = store.entries.get(melody_name(recording.name))
+        if entry and not entry.refused and store.path(entry.name).exists():
+            yield Recording(entry.name, f"melody/{recording.source}", "melody", (), True)
+
+
+def _saved(cache: Path) -> dict:
+    path = cache / "catalogue.json"
+    if not path.exists():
+        raise InputError(f"{cache} was never prepared: name the training audio once.")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _is_stem(track: Track, stem: str) -> bool:
