@@ -193,7 +193,7 @@ def _clock(seconds: float) -> str:
 
 def _flat(value: object) -> str:
     """A setting as words: what is nested comes in brackets, what is absent as a dash."""
-    if value is None:
+    if value is None or value in ((), [], {}):
         return "\N{EN DASH}"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_nested(of)}" for name, of in value.items())

@@ -165,7 +165,7 @@ def _separate(
     description = loaded[0].describe()
     if run.batch.dry_run:
         return running.preview(run, jobs, settings, description)
-    about = {"model": description["model"], "sha256": running.sha256_of(models) if run.telling.as_json else None}
+    about = {"model": description["model"], "sha256": [model["sha256"] for model in description["models"]]}
 
     def results(progress: Progress) -> Iterator[Result]:
         if isinstance(loaded[0], Turns):

@@ -147,13 +147,6 @@ def work(
     return int(failed)
 
 
-def sha256_of(names: Iterable[str]) -> list[str]:
-    """Of the weights' files."""
-    from vocalremover import checkpoint
-
-    return [checkpoint.sha256(checkpoint.find(name)) for name in names]
-
-
 def introduce(names: Iterable[str], device: str, separators: Sequence[Separator | Ensemble], verbosity: int) -> None:
     """Says what was chosen by itself, and what is worth knowing of the models."""
     from vocalremover import checkpoint

@@ -50,7 +50,7 @@ def command(
     description = separators[0].describe()
     if batch.dry_run:
         return running.preview(run, jobs, settings, description)
-    about = {"model": separators[0].spec.name, "sha256": running.sha256_of([model])[0] if telling.as_json else None}
+    about = {name: description[name] for name in ("model", "sha256")}
     return running.work(
         run, jobs, about, description,
         lambda progress: separate(jobs, separators, settings, progress, batch.jobs), settings,
