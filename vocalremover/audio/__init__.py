@@ -3,7 +3,7 @@
 from vocalremover.audio.pipes import PipeReader, PipeWriter, needs_index
 from vocalremover.audio.reading import Reader, read
 from vocalremover.audio.resampling import Resampler, resample
-from vocalremover.audio.sources import OneWay
+from vocalremover.audio.streams import OneWay
 from vocalremover.audio.tags import Tags
 from vocalremover.audio.writing import FORMATS, Encoding, Writer, write
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vocalremover.audio.reading import Reader
 from vocalremover.audio.sinks import Out
-from vocalremover.audio.sources import FFmpegStream, OneWay
+from vocalremover.audio.streams import FFmpegStream, OneWay
 from vocalremover.audio.tags import Tags
 from vocalremover.audio.writing import REASONS, Encoding, Writer
 from vocalremover.errors import AudioError, UsageError

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,8 +18,6 @@ from av.audio import AudioStream
 from av.audio.codeccontext import AudioCodecContext
 from av.container import InputContainer
 
-from vocalremover.audio import tags
-
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 # wav, RF64, W64, flac, ogg, aiff, caf, au.
 SNDFILE_BEGINNINGS = {b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd"}
@@ -28,35 +25,12 @@ SNDFILE_BEGINNINGS = {b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"ca
 FULL_SCALES = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 1.0}
 # Containers whose header gives the number of samples, not only a rounded time.
 COUNTED = {"mp3", "flac", "ogg", "wav", "w64", "aiff", "caf"}
-# Those of them that tell it in their header.
-TOLD_FIRST = {"flac", "wav", "w64", "aiff", "caf"}
 # A header of a stream that was written into a pipe holds a size like these.
 UNKNOWN_SIZE = 0x7FFF0000
-# Bytes that tell whether a stream can be decoded as it comes.
-HEAD = 12
 # What libsndfile says of a flac whose length is not in its header.
 UNKNOWN_COUNT = 2**62
 # PyAV looks for the end of a list of this many planes behind it.
 MOST_PLANES = 8
-
-
-class OneWay:
-    """A file object that can only be read forwards. `head` is its first bytes, which are read all the same."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        # What has come is handed on at once, not only when a buffer is full.
-        self._read = getattr(file, "read1", file.read)
-        self.head = b""
-        while len(self.head) < HEAD and (more := self._read(HEAD - len(self.head))):
-            self.head += more
-        self._ahead = self.head
-
-    def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; none at the end."""
-        if not self._ahead:
-            return self._read(size)
-        ahead, self._ahead = (self._ahead, b"") if size < 0 else (self._ahead[:size], self._ahead[size:])
-        return ahead
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -172,7 +146,7 @@ class FFmpegSource:
         if held:
             yield self._trim(np.concatenate(waiting, axis=1), given)
 
-    def _open(self, file: BinaryIO | OneWay) -> InputContainer:
+    def _open(self, file: BinaryIO) -> InputContainer:
         return av.open(file, metadata_errors="surrogateescape")
 
     def _stream(self, container: InputContainer) -> AudioStream:
@@ -235,30 +209,6 @@ class FFmpegSource:
         end = round((last.pts + last.duration - max(0, stream.start_time or 0)) * stream.time_base * self.rate)
         # What differs by less than a tick of the edit list's clock (often 1/600 or 1/1000 s) is the same end.
         return end if abs(end - edited) <= self.rate / mp4_ticks(self._path) else min(end, edited)
-
-
-class FFmpegStream(FFmpegSource):
-    """FFmpeg on bytes that come once and in order, as from a pipe; how many there will be, only some headers tell."""
-
-    def __init__(self, file: OneWay) -> None:
-        """Raises what FFmpegSource raises."""
-        self._container = self._open(file)
-        stream = self._stream(self._container)
-        self.kind = self._container.format.name
-        if stream.codec_context is None:
-            raise ValueError("its sound is locked or of an unknown codec")
-        self.tags = tags.from_container(self._container, cover=False)
-        self._coming = self._frames(self._container, stream)
-        first = next(self._coming, None)
-        self._learn(first or stream.codec_context)
-        self._first = [] if first is None else [first]
-        told = stream.duration * stream.time_base if self.kind in TOLD_FIRST and stream.duration else 0
-        self.expected = round(told * self.rate)
-
-    def blocks(self, block: int) -> Iterator[np.ndarray]:
-        """Decodes what has not been decoded yet."""
-        yield from self._cut(chain(self._first, self._coming), block)
-        self._container.close()
 
 
 def _samples(frame: av.AudioFrame) -> np.ndarray:

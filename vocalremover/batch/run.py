@@ -17,10 +17,10 @@ from vocalremover.batch.ledger import Ledger
 from vocalremover.batch.plan import Job
 from vocalremover.batch.results import Progress, Result, silent
 from vocalremover.batch.settings import Settings
-from vocalremover.batch.staging import sweep
 from vocalremover.batch.work import Work
 from vocalremover.errors import UsageError
 from vocalremover.separate import Separator
+from vocalremover.staging import sweep
 
 MOST_ENCODED = 8
 

@@ -21,9 +21,9 @@ from vocalremover.batch.journal import JOURNAL, Origin, Stamp
 from vocalremover.batch.ledger import Ledger, Step
 from vocalremover.batch.plan import Job
 from vocalremover.batch.results import Progress, Result, levels
-from vocalremover.batch.staging import Staging
 from vocalremover.errors import AudioError, UsageError, VocalRemoverError
 from vocalremover.separate import Separator
+from vocalremover.staging import Staging
 
 log = logging.getLogger(__name__)
 

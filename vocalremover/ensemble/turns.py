@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 
 import torch
@@ -30,9 +29,10 @@ from vocalremover.ensemble.choir import grid
 from vocalremover.ensemble.ensemble import MIN, Ensemble, common_stems, configured, load_model, suited, unsuited
 from vocalremover.ensemble.rules import Rule
 from vocalremover.ensemble.spools import kept_stems, played, record
-from vocalremover.errors import AudioError, VocalRemoverError
+from vocalremover.errors import VocalRemoverError
 from vocalremover.inference import Inference
 from vocalremover.separate import DEFAULTS, Separator
+from vocalremover.staging import Staging
 
 SHARE = 0.5  # of the memory that is free, for weights; the rest is for what the networks make of a window
 DENSEST = 4  # samples in a byte of a file that does not tell its length, of opus at 96 kbit/s
@@ -81,17 +81,13 @@ class Turns:
         self._count = 0
 
     def __enter__(self) -> "Turns":
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._hidden = TemporaryDirectory(prefix=".vocalremover-", dir=self._folder)
-        except OSError as error:
-            raise AudioError(f"cannot write into the folder {self._folder}: {error.strerror}") from error
+        self._hidden = Staging(self._folder)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hidden.cleanup()
+        self._hidden.close()
 
     def describe(self) -> dict[str, object]:
         """As Ensemble.describe."""
@@ -120,7 +116,7 @@ class Turns:
             self._spools[song] = [self._spool() for _ in self._models]
         peaks: dict[tuple, float | None] = {}
         for number, (pair, silent) in enumerate(self._models.items()):
-            spec, network = load_model(*pair, self.device)
+            spec, (_, network) = silent.spec, checkpoint.load(pair[0], self.device, pair[1])
             separator = Separator(spec, network, self.device, silent.inference, self.stems)
             name = f"{spec.name} ({number + 1} of {len(self._models)})" if len(self._models) > 1 else spec.name
             for song in songs:
@@ -167,7 +163,7 @@ class Turns:
 
     def _spool(self) -> Path:
         self._count += 1
-        return Path(self._hidden.name) / f"{self._count}.wav"
+        return self._hidden.folder / f"{self._count}.wav"
 
     def _remove(self, song: Path) -> None:
         for spool in self._spools.pop(song, []):

@@ -21,7 +21,8 @@ except ImportError:  # Windows, where an open file cannot be removed: that is lo
 
 PREFIX = ".vocalremover-"
 LOCK = "lock"
-# Locks may not be seen from another computer that shares the disk: what stems from there is left to it for so long.
+# Locks may not be seen from another computer that shares the disk: what stems from there, or from somebody who locks
+# nothing, is left alone for so long.
 FOREIGN_SECONDS = 24 * 3600.0
 
 
@@ -44,6 +45,10 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes the folder; once."""
         os.close(self._lock)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -62,14 +67,18 @@ def _locked(parent: Path) -> tuple[Path, int]:
         folder = parent / f"{PREFIX}{token_hex(6)}"
         with suppress(FileExistsError):
             folder.mkdir()
-            # A sweeper may take a folder that has no lock yet for a dead one.
-            with suppress(FileNotFoundError):
-                lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-                _hold(lock, wait=True)
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            _hold(lock, wait=True)
+            try:
                 os.write(lock, socket.gethostname().encode())
+                # Whoever swept between the opening and the lock has taken the folder away.
                 if (folder / LOCK).exists():
                     return folder, lock
+            except OSError:  # a full disk
+                shutil.rmtree(folder, ignore_errors=True)
                 os.close(lock)
+                raise
+            os.close(lock)
 
 
 def _hold(lock: int, wait: bool) -> bool:
@@ -88,7 +97,8 @@ def _sweep(folder: Path) -> None:
     try:
         lock = os.open(folder / LOCK, os.O_RDWR)
     except FileNotFoundError:
-        folder.rmdir()  # an owner that is just about to lock it makes another
+        if time.time() - _touched(folder) > FOREIGN_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
         return
     try:
         host = os.read(lock, 256).decode(errors="replace")

@@ -1,0 +1,67 @@
+"""The decoder behind `PipeReader`: FFmpeg (PyAV) on bytes that come once and in order."""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import BinaryIO
+
+import numpy as np
+
+from vocalremover.audio import tags
+from vocalremover.audio.sources import UNKNOWN_SIZE, FFmpegSource
+
+# So many bytes tell whether a stream can be decoded as it comes, and hold the header of most wavs.
+HEAD = 4096
+
+
+class OneWay:
+    """A file object that can only be read forwards. `head` is its first bytes, which are read all the same."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Waits for the first bytes."""
+        # What has come is handed on at once, not only when a buffer is full.
+        self._read = getattr(file, "read1", file.read)
+        self.head = b""
+        while len(self.head) < HEAD and (more := self._read(HEAD - len(self.head))):
+            self.head += more
+        self._ahead = self.head
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; none at the end."""
+        if not self._ahead:
+            return self._read(size)
+        ahead, self._ahead = (self._ahead, b"") if size < 0 else (self._ahead[:size], self._ahead[size:])
+        return ahead
+
+
+class FFmpegStream(FFmpegSource):
+    """FFmpeg on bytes that come once and in order, as from a pipe; how many there will be, only some headers tell."""
+
+    def __init__(self, file: OneWay) -> None:
+        """Raises what FFmpegSource raises."""
+        self._container = self._open(file)
+        stream = self._stream(self._container)
+        self.kind = self._container.format.name
+        if stream.codec_context is None:
+            raise ValueError("its sound is locked or of an unknown codec")
+        self.tags = tags.from_container(self._container, cover=False)
+        self._coming = self._frames(self._container, stream)
+        first = next(self._coming, None)
+        self._learn(first or stream.codec_context)
+        self._first = [] if first is None else [first]
+        told = stream.duration * stream.time_base if self.kind == "flac" and stream.duration else 0
+        self.expected = round(told * self.rate) or _promised(file.head, stream.codec_context.name)
+
+    def blocks(self, block: int) -> Iterator[np.ndarray]:
+        """Decodes what has not been decoded yet."""
+        yield from self._cut(chain(self._first, self._coming), block)
+        self._container.close()
+
+
+def _promised(head: bytes, codec: str) -> int:
+    """How many samples the header of a wav promises, 0 where it does not know and for anything else."""
+    form, data = head.find(b"fmt "), head.find(b"data")
+    if head[:4] != b"RIFF" or form < 0 or data < form or not codec.startswith("pcm_"):
+        return 0
+    size = int.from_bytes(head[data + 4 : data + 8], "little")
+    frame = int.from_bytes(head[form + 20 : form + 22], "little")
+    return size // frame if frame and size < UNKNOWN_SIZE else 0
