@@ -360,7 +360,7 @@ def test_frozen_parts_do_not_change_at_all() -> None:
     player = make_player(network, Optimiser(freeze=("layers.0.*",)), "fp32", CPU, False)
     before = copy_weights(network)
     player.begin(0.1)
-    player.backward(run_through(network, torch.randn(8, 3)).square().sum(), last=True)
+    player.backward(run_through(network, torch.randn(8, 3)).square().sum())
     player.move(None, sound=True)
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert not any(name.startswith("layers.0.") for name in changed)
@@ -389,7 +389,7 @@ def test_a_broken_step_leaves_weights_and_statistics_alone() -> None:
     player = make_player(network, Optimiser(), "fp32", CPU, False)
     before = copy_weights(network)
     player.begin(0.1)
-    player.backward(run_through(network, torch.full((8, 3), float("nan"))).sum(), last=True)
+    player.backward(run_through(network, torch.full((8, 3), float("nan"))).sum())
     norm = player.move(1.0, sound=False)
     assert not norm < float("inf")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -416,7 +416,7 @@ def test_a_state_comes_back_as_it_was_and_another_run_is_refused(tmp_path: Path)
     assert not load_state(state, tmp_path / "last.pt")
     player = state.players["network"]
     player.begin(0.1)
-    player.backward(run_through(player.network, torch.randn(8, 3)).square().sum(), last=True)
+    player.backward(run_through(player.network, torch.randn(8, 3)).square().sum())
     player.move(None, sound=True)
     state.step, state.examples, state.best = 7, 70, 3.5
     save_state(state, tmp_path / "last.pt")

@@ -230,7 +230,10 @@ def share_done(line: dict[str, Any], recipe: Recipe) -> float:
 
 @contextmanager
 def polite_signals() -> Iterator[list[int]]:
-    """While it lasts, ^C and a kill are only noted, so that a step is finished and the run saved; a second one ends."""
+    """While it lasts, ^C, a kill or a closed terminal are only noted, so that a step is finished and the run saved.
+
+    A second one ends at once.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -238,8 +241,10 @@ def polite_signals() -> Iterator[list[int]]:
             sys.exit(128 + number)
         received.append(number)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    replaced = {number: signal.signal(number, note) for number in numbers}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # A signal that is ignored from the start (nohup) stays so.
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    replaced = {number: signal.signal(number, note) for number in heard}
     try:
         yield received
     finally:

@@ -31,20 +31,21 @@ def step(
     players: Mapping[str, Player], batches: Iterator[Batch], stage: Stage, recipe: Recipe, spec: ModelSpec
 ) -> tuple[dict[str, Tensor], list[int]]:
     """Gather both networks' gradients of one step; the losses (means) and the numbers of the examples."""
-    sums, numbers = {}, []
+    player, judge, sums, numbers = players["network"], players["judge"], {}, []
     for count in range(1, stage.accumulation + 1):
         batch, last = next(batches), count == stage.accumulation
         numbers += batch.numbers
-        with heard(players["network"].network, "activity" in recipe.losses) as activity:
-            estimate = separate(players["network"], batch, spec, activity)
-        mixture = batch.mixture_spectrogram.abs() / batch.peak
-        candidate, truth = (each.abs() / batch.peak for each in (estimate.spectrogram, estimate.wanted))
-        judged = judge_loss(players["judge"], mixture, candidate.detach(), truth)
-        players["judge"].backward(judged / stage.accumulation, last)
-        parts = weigh(estimate, recipe.losses)
-        fooled = verdict_loss(players["judge"], mixture, candidate)
-        parts["loss"] = parts["loss"] + recipe.adversary.weight * fooled
-        players["network"].backward(parts["loss"] / stage.accumulation, last)
+        hearing = heard(player.network, "activity" in recipe.losses)
+        with hearing as activity, player.gathering(last), judge.gathering(last):
+            estimate = separate(player, batch, spec, activity)
+            mixture = batch.mixture_spectrogram.abs() / batch.peak
+            candidate, truth = (each.abs() / batch.peak for each in (estimate.spectrogram, estimate.wanted))
+            judged = judge_loss(judge, mixture, candidate.detach(), truth)
+            judge.backward(judged / stage.accumulation)
+            parts = weigh(estimate, recipe.losses)
+            fooled = verdict_loss(judge, mixture, candidate)
+            parts["loss"] = parts["loss"] + recipe.adversary.weight * fooled
+            player.backward(parts["loss"] / stage.accumulation)
         add(sums, {**parts, "fooled": fooled, "judge": judged}, stage.accumulation)
     return sums, numbers
 

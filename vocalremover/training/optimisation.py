@@ -35,7 +35,7 @@ class Player:
         return torch.autocast(next(self.network.parameters()).device.type, PRECISIONS[self.precision])
 
     def gathering(self, last: bool) -> AbstractContextManager:
-        """In which losses go backward: gradients travel between the processes with the last batch of a step only."""
+        """In which a batch goes forward and backward: gradients travel between the processes with the last one only."""
         parallel = isinstance(self.model, DistributedDataParallel)
         return nullcontext() if last or not parallel else self.model.no_sync()
 
@@ -47,10 +47,9 @@ class Player:
         for kept, now in zip(self.statistics, _statistics(self.network), strict=True):
             kept.copy_(now)
 
-    def backward(self, loss: Tensor, last: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients."""
-        with self.gathering(last):
-            self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()
 
     def move(self, clip: float | None, sound: bool) -> float:
         """Step along the gradients and return their norm; where the loss was not `sound` or the norm is not finite,

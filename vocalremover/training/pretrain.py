@@ -31,10 +31,11 @@ def step(
         clean = (batch.mixture_spectrogram.abs() / batch.peak).clamp(max=1)
         generators = [generator(recipe.seed, number, "tokens") for number in batch.numbers]
         covered, chosen = cover(clean, recipe.masking, generators)
-        with player.autocast():
-            mask = player.model(covered)
-        loss = restored_error(covered * mask.float(), clean, chosen)
-        player.backward(loss / stage.accumulation, last=count == stage.accumulation)
+        with player.gathering(last=count == stage.accumulation):
+            with player.autocast():
+                mask = player.model(covered)
+            loss = restored_error(covered * mask.float(), clean, chosen)
+            player.backward(loss / stage.accumulation)
         add(sums, {"loss": loss}, stage.accumulation)
     return sums, numbers
 

@@ -29,9 +29,10 @@ def step(
     for count in range(1, stage.accumulation + 1):
         batch = next(batches)
         numbers += batch.numbers
-        with heard(player.network, "activity" in recipe.losses) as activity:
+        hearing = heard(player.network, "activity" in recipe.losses)
+        with hearing as activity, player.gathering(last=count == stage.accumulation):
             parts = weigh(separate(player, batch, spec, activity), recipe.losses)
-        player.backward(parts["loss"] / stage.accumulation, last=count == stage.accumulation)
+            player.backward(parts["loss"] / stage.accumulation)
         add(sums, parts, stage.accumulation)
     return sums, numbers
 

@@ -61,7 +61,7 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
     for stage, batches in stages(run, state, spec, world, tally):
         state.minutes = clock.minutes()
         hurry, over, save, check = world.any([stopping(), *clock.wishes(state)])
-        if check or (over and not hurry):
+        if check or (over and not hurry and state.step > clock.validated[1]):
             clock.validated = state.minutes, state.step
             yield from shelf.examine(state, run.songs)
         if save or check or over or hurry:
