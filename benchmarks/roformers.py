@@ -10,7 +10,8 @@ at half precision autocast; its songs go through `demix` with num_overlap 2, the
 `ours` is what `separate` does by default. Every number comes from a process of its own.
 
 window: one window through the network. song: `--windows` windows of random audio from samples to samples, STFT,
-overlaps and all. x real time: seconds of audio in a second. peak: on a CPU the largest resident set that the system
+overlaps and all. Seconds are those of the clock on a GPU, of processor time on a CPU, where other work of the machine
+shall not count. x real: seconds of audio in such a second. peak: on a CPU the largest resident set that the system
 counted beyond that of the loaded network, on a GPU the most memory that was allocated, the network included. FLOP: what
 the matrix products of a window count, padding included, as a share of what the largest of several plain matrix products
 was measured to reach. error: the largest difference of both masks, relative to the largest mask, for 16 frames.
@@ -187,14 +188,15 @@ def clock(run: Callable[[], object], device: torch.device, repeats: int) -> tupl
         run()  # kernels are chosen and loaded
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
+    now = time.perf_counter if device.type == "cuda" else time.process_time
+    start = now()
     for _ in range(repeats):
         run()
     if device.type == "cuda":
         torch.cuda.synchronize()
-        return (time.perf_counter() - start) / repeats, torch.cuda.max_memory_allocated() / 2**20
+        return (now() - start) / repeats, torch.cuda.max_memory_allocated() / 2**20
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (time.perf_counter() - start) / repeats, (after - before) * UNIT / 2**20
+    return (now() - start) / repeats, (after - before) * UNIT / 2**20
 
 
 def run_window(spec: ModelSpec, way: str, device: torch.device, precision: str) -> dict[str, float]:

@@ -296,15 +296,17 @@ class Transformer(nn.Module):
     def step(self, layer: nn.Module, x: Tensor, rotation: Rotation | None, first: Tensor | None) -> Change:
         return layer(x, rotation, first) if self.connected else add(layer, x, rotation, first)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, first: Tensor | None = None) -> Change:
-        """`[rows, tokens, dim]` -> the same, and the values of the first attention.
+    def forward(self, x: Tensor, rotation: Rotation | None, first: Tensor | None = None, keep: bool = False) -> Change:
+        """`[rows, tokens, dim]` -> the same, and the values of the first attention if they are to be kept.
 
         first: such values of the first block's transformer, which every attention here mixes into its own.
         """
         kept = None
         for attention, feed_forward in self.layers:
             x, values = self.step(attention, x, rotation, first)
-            kept = values if kept is None else kept
+            if keep and kept is None:
+                kept = values.contiguous()
+            del values  # it is a view of queries and keys, too, which the feed-forward need not find in memory
             x, _ = self.step(feed_forward, x, rotation, None)
         return self.norm(x), kept
 
@@ -314,8 +316,8 @@ class Blocks:
 
     layers: for each block `[linear attention or none, time, bands]`, three or two transformers. dim_head: the features
     of a head. streams: residual streams. values: whether attention mixes in the first block's values. skip: whether a
-    block sees the sum of all blocks before the one before it, too. recompute: whether training computes activations
-    twice instead of keeping them.
+    block also reads the sum of what all earlier ones gave. recompute: whether training computes activations twice
+    instead of keeping them.
     """
 
     def __init__(
@@ -363,18 +365,18 @@ class Blocks:
         kind: str,
     ) -> Tensor:
         """Runs a transformer over `[rows, tokens, dim]`; the first of its kind leaves its values in `first`."""
-        old = first.get(kind)
+        old, keep = first.get(kind), self.values and kind not in first
         if torch.is_grad_enabled():
             run = partial(checkpoint, transformer, use_reentrant=False) if self.recompute else transformer
-            x, values = run(x, rotation, old)
-            if self.values:
-                first.setdefault(kind, values)
+            x, values = run(x, rotation, old, keep)
+            if keep:
+                first[kind] = values
             return x
         step = max(1, AT_ONCE.get(x.device.type, AT_ONCE_ELSEWHERE) // (x.shape[1] * self.streams))
         parts = x.split(step * self.streams)
         olds = [None] * len(parts) if old is None else old.split(step)
-        results = [transformer(part, rotation, one) for part, one in zip(parts, olds, strict=True)]
-        if self.values and kind not in first:
+        results = [transformer(part, rotation, one, keep) for part, one in zip(parts, olds, strict=True)]
+        if keep:
             first[kind] = torch.cat([values for _, values in results])
         return torch.cat([rows for rows, _ in results]) if len(results) > 1 else results[0][0]
 
@@ -561,7 +563,7 @@ class MaskEstimator(nn.Module):
 
     def __init__(self, dim: int, bands: Bands, layers: int, expansion: int = 4) -> None:
         super().__init__()
-        self.bands, self.count = bands, layers
+        self.bands = bands
         self.to_freqs = nn.ModuleList()
         for width in bands.widths:
             sizes = [dim, *[dim * expansion] * (layers - 1), 2 * width]
