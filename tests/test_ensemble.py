@@ -32,7 +32,7 @@ from voices import (
 )
 
 from vocalremover import checkpoint
-from vocalremover.chunks import Chunking
+from vocalremover.chunks import Chunking, Queue
 from vocalremover.ensemble import METHODS, Ensemble, Rule
 from vocalremover.ensemble.rules import common_grid
 from vocalremover.errors import AudioError, ModelError, UsageError
@@ -271,9 +271,12 @@ def test_the_peak_of_every_grid_in_one_pass() -> None:
 
 
 @pytest.mark.parametrize("rule", [Rule("min"), Rule("median"), Rule("avg", "wave"), Rule("original")])
-def test_little_is_held(rule: Rule) -> None:
-    """However long the song, the stems follow a few windows behind, and no model runs ahead of the others."""
+def test_little_is_held(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the song, the stems follow a few windows behind, no model runs ahead, and nothing piles up."""
     asked = given_back = 0
+    queues: list[Queue] = []
+    make = Queue.__init__
+    monkeypatch.setattr(Queue, "__init__", lambda queue: (make(queue), queues.append(queue))[0])
 
     def blocks() -> Iterator[Tensor]:
         nonlocal asked
@@ -282,12 +285,13 @@ def test_little_is_held(rule: Rule) -> None:
             yield torch.zeros(2, 1000)
 
     wide = replace(SLOW, chunking=Chunking(300, context=20))
-    voices = [separator(soft(1), wide), separator(soft(2)), separator(soft(3), OTHER)]
+    voices = [separator(soft(1), wide), separator(soft(2)), separator(soft(3), OTHER), separator(Gains(0.5), WAVE)]
     # The widest window and the core after it, what the resampler holds, frames of the common grid and a block.
     most = (340 + 300) * 64 * RATE // 5512 + 4 * 4096 + 2 * 512 + 1000
     for stems in Ensemble(voices, rule).stream(blocks(), RATE):
         given_back += stems["vocals"].shape[-1]
         assert asked - given_back <= most
+        assert max(queue.held for queue in queues) <= most
     assert given_back == asked
 
 

@@ -142,7 +142,8 @@ class Ensemble:
 
         def stacked() -> Iterator[Tensor]:
             for several in abreast(rests):
-                last.push(several[-1])
+                if self._last:
+                    last.push(several[-1])
                 yield torch.stack(several[: len(self._voices)])
 
         for rest in filter(Tensor.numel, self._outer.combine_audio(stacked(), rate)):
