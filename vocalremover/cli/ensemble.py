@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from vocalremover.cli import running
-from vocalremover.cli.options import Batch, Command, Computing, Filing, Telling, choice, grouped, option, several
+from vocalremover.cli.options import Batch, Computing, Filing, Telling, grouped, several
 from vocalremover.cli.running import Run
 from vocalremover.cli.screen import Screen
+from vocalremover.cli.sections import Command, choice, option
 from vocalremover.errors import VocalRemoverError
 
 if TYPE_CHECKING:

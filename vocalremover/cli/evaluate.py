@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vocalremover.cli.options import Command, Computing, grouped, option
+from vocalremover.cli.options import Computing, grouped
 from vocalremover.cli.output import emit, printable, say, shorten
+from vocalremover.cli.sections import Command, option
 
 if TYPE_CHECKING:
     from vocalremover.scores import Estimate, SongScores

@@ -72,10 +72,17 @@ class Run:
             raise click.UsageError("--dry-run makes nothing that a --report could show; choose")
 
 
+class _Echo(logging.Handler):
+    """Writes to what stderr is at the moment: while there are bars, above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
 def listen(verbosity: int) -> None:
     """Lets the library's log be seen."""
     if verbosity > 0:
-        logging.basicConfig(format="%(message)s", level=logging.INFO)
+        logging.basicConfig(level=logging.INFO, handlers=[_Echo()])
         logging.getLogger("vocalremover").setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
 
 

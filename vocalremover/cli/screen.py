@@ -7,6 +7,7 @@ and then.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -77,7 +78,8 @@ class Screen:
         self._finished, self._failed, self._weight, self._duration = 0, 0, 0.0, 0.0
         self._started = self._told = perf_counter()
         self._lock = Lock()
-        self._live = _live(self._table) if verbosity >= 0 and sys.stderr.isatty() else None
+        drawn = verbosity >= 0 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._live = _live(self._table) if drawn else None
 
     def __enter__(self) -> Screen:
         if self._live:
@@ -168,9 +170,9 @@ class Screen:
                 emit(path)
         if result.state == "done":
             speed = f"{result.real_time_factor:.1f}x real time"
-            say(f"{job.input.name}: {clock(result.duration)} in {result.seconds:.1f} s ({speed})", self.verbosity)
+            say(f"{_title(job)}: {clock(result.duration)} in {result.seconds:.1f} s ({speed})", self.verbosity)
         elif result.state == "skipped":
-            say(f"{job.input.name}: done before", self.verbosity - 1)
+            say(f"{_title(job)}: done before", self.verbosity - 1)
 
     def _line(self, walk: Pass) -> None:
         """A line now and then, for a log."""
@@ -187,8 +189,7 @@ class Screen:
         say(line)
 
     def _name(self, job: Job) -> str:
-        name = printable(job.input.name) if str(job.input) != "-" else "standard input"
-        return f"[{self._jobs[job.input]}/{len(self._jobs)}] {name}" if len(self._jobs) > 1 else name
+        return f"[{self._jobs[job.input]}/{len(self._jobs)}] {_title(job)}" if len(self._jobs) > 1 else _title(job)
 
     def _song_row(self, now: float) -> tuple[str, float | None, str, str]:
         walk = next((walk for walk in self._open if walk.separates), self._open[0])
@@ -196,8 +197,8 @@ class Screen:
         left = _left(elapsed, walk.share)
         share = walk.share if walk.samples else None
         stage = walk.stage.removeprefix("separating")
-        name = f"{printable(walk.job.input.name)}{':' * (stage == walk.stage)} {stage.strip()}".strip()
-        return name, share, _speed(walk.seconds, elapsed), left
+        name = f"{_title(walk.job)}{':' * (stage == walk.stage)} {stage.strip()}"
+        return name.strip(), share, _speed(walk.seconds, elapsed), left
 
     def _whole_row(self, now: float) -> tuple[str, float, str, str]:
         elapsed = now - self._started
@@ -237,6 +238,10 @@ def _live(table: Callable[[int], Table]) -> Live:
         get_renderable=lambda: table(console.width), console=console, refresh_per_second=5, transient=True,
         redirect_stdout=False, redirect_stderr=True,
     )  # fmt: skip
+
+
+def _title(job: Job) -> str:
+    return printable(job.input.name) if str(job.input) != "-" else "standard input"
 
 
 def _weight(song: Path) -> float:

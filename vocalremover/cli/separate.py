@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from vocalremover.cli import running
-from vocalremover.cli.options import Batch, Command, Computing, Filing, Telling, grouped, option
+from vocalremover.cli.options import Batch, Computing, Filing, Telling, grouped
 from vocalremover.cli.running import Run
+from vocalremover.cli.sections import Command, option
 
 
 @click.command("separate", cls=Command)
