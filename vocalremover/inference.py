@@ -134,7 +134,7 @@ def choose_passes(spec: ModelSpec, chunking: Chunking, inference: Inference) -> 
     starts = {number * chunking.size // shifts for number in range(shifts)}
     if not inference.tta:
         return tuple(Pass(chunking, start) for start in sorted(starts))
-    turned = [Pass(chunking, 0, "swap")] if sides_of(spec) == 2 else []
+    turned = [Pass(chunking, 0, "swap")] if channels_read(spec) == 2 else []
     if spec.domain == "waveform":  # magnitudes know no polarity
         turned.append(Pass(chunking, 0, "invert"))
     if not spec.recurrent:
@@ -142,7 +142,7 @@ def choose_passes(spec: ModelSpec, chunking: Chunking, inference: Inference) -> 
     return (*(Pass(chunking, start) for start in sorted(starts)), *turned)
 
 
-def sides_of(spec: ModelSpec) -> int:
+def channels_read(spec: ModelSpec) -> int:
     """How many channels the network reads: 2, or 1 where its recipe says that it is not stereo."""
     return 2 if spec.domain == "spectrogram" or spec.args.get("stereo", False) else 1
 

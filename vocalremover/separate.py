@@ -20,8 +20,7 @@ from vocalremover.audio.layouts import pairs_of, sides_of
 from vocalremover.chunks import Queue, tap
 from vocalremover.devices import choose_device, choose_precision
 from vocalremover.errors import AudioError, ModelError, UsageError
-from vocalremover.inference import Inference, choose_batch, choose_chunking, choose_passes
-from vocalremover.inference import sides_of as sides_read
+from vocalremover.inference import Inference, channels_read, choose_batch, choose_chunking, choose_passes
 from vocalremover.models import JUDGES, ModelSpec
 from vocalremover.runner import Runner
 from vocalremover.spectra import Spectra
@@ -55,8 +54,8 @@ class Separator:
         self.inference = inference
         self.device = torch.device(device)
         self.stems = _choose_stems(spec, stems)
-        self.chunking = choose_chunking(spec, self.device, inference)
-        self.passes = choose_passes(spec, self.chunking, inference)
+        self.passes = choose_passes(spec, choose_chunking(spec, self.device, inference), inference)
+        self.chunking = self.passes[0].chunking
         precision, batch = choose_precision(inference.precision, self.device), choose_batch(inference, self.device)
         self._runner = Runner(network.to(self.device).eval(), self.device, precision, batch, spec.name)
         self._runner.warnings.extend(spec.warnings)
@@ -217,7 +216,7 @@ class Separator:
 
     def _pair(self, block: Tensor, layout: str | None) -> Tensor:
         """`[channels, samples]` -> `[pairs, sides, samples]`: as many sides as the network reads."""
-        if sides_read(self.spec) == 1:
+        if channels_read(self.spec) == 1:
             return rearrange(block, "channels samples -> channels 1 samples")
         return block[pairs_of(block.shape[0], layout)]
 
