@@ -154,7 +154,9 @@ def test_an_echo_is_the_sound_again(noise: Tensor) -> None:
 def test_a_room_that_is_one_impulse_doubles_the_sound(noise: Tensor) -> None:
     impulse = torch.zeros(3, 2, 500)
     impulse[..., 0] = 1
-    response = augment_filters.reverberation(impulse, torch.tensor([0.0, -math.inf, -20.0]), SAMPLES)
+    response = augment_filters.reverberation(
+        augment_filters.spectrum(impulse, SAMPLES), torch.tensor([0.0, -math.inf, -20.0])
+    )
     factors = torch.tensor([2.0, 1.0, 1.1])[:, None, None]
     assert_close(augment_filters.filtered(noise, response), factors * noise, atol=1e-6, rtol=1e-5)
 

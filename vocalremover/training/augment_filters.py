@@ -56,10 +56,14 @@ def echo(seconds: Tensor, levels_db: Tensor, hertz: Tensor) -> Tensor:
     return 1 + 10 ** (levels_db[:, None] / 20) * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
 
 
-def reverberation(impulses: Tensor, levels_db: Tensor, samples: int) -> Tensor:
-    """Response `[batch, channels, bins]` of the sound itself and its reverberation: impulses `[batch, channels, n]`."""
-    wet = torch.fft.rfft(impulses[..., :samples], n=samples)
-    return 1 + 10 ** (levels_db[:, None, None] / 20) * wet
+def reverberation(rooms: Tensor, levels_db: Tensor) -> Tensor:
+    """Response `[batch, channels, bins]` of the sound itself and its reverberation, so loud; rooms: see `spectrum`."""
+    return 1 + 10 ** (levels_db[:, None, None] / 20) * rooms
+
+
+def spectrum(impulse: Tensor, samples: int) -> Tensor:
+    """Response `[..., bins]` of a room with this impulse response `[..., n]`, whose end is cut if it is too long."""
+    return torch.fft.rfft(impulse[..., :samples], n=samples)
 
 
 @lru_cache(maxsize=128)

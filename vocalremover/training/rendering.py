@@ -5,6 +5,7 @@ Crops come from the cache on disk, or from `Tapes`, all of the training audio in
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 
 import numpy as np
@@ -74,6 +75,7 @@ def _sums(
     """The parts of each example, rendered and added: `[batch, 2, samples]`."""
     total = torch.zeros(len(parts), 2, samples, device=device)
     owners = [owner for owner, mine in enumerate(parts) for _ in mine]
+    turns = [turn for mine in parts for turn, _ in enumerate(mine)]
     flat = [part for mine in parts for part in mine]
     if not flat:
         return total
@@ -88,7 +90,10 @@ def _sums(
     even = torch.where(levelled, LEVEL / augment.loudness(rendered), torch.ones_like(gains))
     rendered = rendered * (gains * even)[:, None, None]
     rendered = augment.drop(rendered, torch.tensor([part.drop for part in flat], device=device))
-    return total.index_add_(0, torch.tensor(owners, device=device), rendered)
+    for turn in range(max(map(len, parts))):  # one part of each example at a time, always in the same order
+        rows = [row for row, mine in enumerate(turns) if mine == turn]
+        total[[owners[row] for row in rows]] += rendered[rows]
+    return total
 
 
 def _cut(part: Part, samples: int, device: torch.device, tapes: Tapes | None) -> Tensor:
@@ -210,8 +215,8 @@ class _Chain:
         return torch.stack([augment_filters.echo(s, levels, hertz) for s in (seconds, 1.7 * seconds)], dim=1)
 
     def _room(self, rows: list[int], samples: int) -> Tensor:
-        impulses = torch.stack([_room(self.parts[row].room, self.device) for row in rows])
-        return augment_filters.reverberation(impulses, self.column("wet_db", rows), samples)
+        rooms = torch.stack([_room(self.parts[row].room, samples, self.device) for row in rows])
+        return augment_filters.reverberation(rooms, self.column("wet_db", rows))
 
 
 def _coded(both: Tensor, mixes: Sequence[Mix]) -> Tensor:
@@ -239,12 +244,7 @@ def _noise(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
-_rooms: dict[tuple[int, torch.device], Tensor] = {}
-
-
-def _room(number: int, device: torch.device) -> Tensor:
-    """A room's impulse response, kept on each device."""
-    key = number, device
-    if key not in _rooms:
-        _rooms[key] = augment_filters.room(number).to(device)
-    return _rooms[key]
+@lru_cache(maxsize=ROOMS)
+def _room(number: int, samples: int, device: torch.device) -> Tensor:
+    """A room's response, kept: about 2 MB for 6 s."""
+    return augment_filters.spectrum(augment_filters.room(number), samples).to(device)
