@@ -4,8 +4,8 @@
                                 [--workers N] [--preset ours|original] [--examples N]
 
 Examples a second of one process, of a loader with workers, and of the batched path on the device, with the audio in its
-memory; and of the training step (forward, backward, AdamW) that they feed. Without `--cache`, a prepared one, an hour of
-noise stand for the audio. CPU seconds are told too, because they do not depend on who else is using the machine.
+memory; and of the training step (forward, backward, AdamW) that they feed. Without `--cache`, a prepared one, an hour
+of noise stand for the audio. CPU seconds are told too, because they do not depend on who else is using the machine.
 """
 
 import argparse
@@ -105,7 +105,8 @@ def main() -> None:
         rendered = measure(f"batches of {batch} on {device}", render, count, batch, device)
         step = make_step(options.model, options.frames, batch, device)
         trained = measure("training step", step, count, batch, device)
-    print(f"of what is needed, the loader makes {loaded / trained:.1f}, the batched path {rendered / trained:.1f} times")
+    loaded, rendered = loaded / trained, rendered / trained
+    print(f"of what is needed, the loader makes {loaded:.1f} times, the batched path {rendered:.1f} times")
 
 
 if __name__ == "__main__":
