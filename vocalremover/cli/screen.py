@@ -218,7 +218,9 @@ class Screen:
         from rich.text import Text
 
         bar = BAR if width >= 70 else 0
-        table = Table.grid(padding=(0, 1), expand=True)
+        width -= len("^C") + 1  # which a terminal writes behind the bars, and which must not begin a new line
+        table = Table.grid(padding=(0, 1))
+        table.width = width
         table.add_column(ratio=1, no_wrap=True)
         for letters in filter(None, (bar, 4, 6, 12)):
             table.add_column(width=letters, no_wrap=True, justify="right")
