@@ -42,7 +42,7 @@ PRIMER = [
 TINY_GAN = (
     "{n_fft: 512, channels: 2, num_heads: 1, expansion: 8, num_bridge_layers: 1, num_attention_maps: 1, dropout: 0.0}"
 )
-GAN = [*SHORT, f"network={TINY_GAN}", f"adversary.network={TINY_GAN}"]
+GAN = [*SHORT, "stages=[{frames: 8, batch: 1}]", f"network={TINY_GAN}", f"adversary.network={TINY_GAN}"]
 
 
 @pytest.fixture(scope="module")
@@ -266,11 +266,11 @@ def test_masked_pretraining_learns_and_is_judged_by_what_it_restores(
 
 
 def test_adversaries_train_together_and_go_on(make_run: Callable[..., Run]) -> None:
-    run = make_run(read_recipe("gan", changes=GAN, steps=2))
+    run = make_run(read_recipe("gan", changes=GAN, steps=1))
     lines = list(train(run, CPU))
     assert {"loss", "magnitude", "activity", "fooled", "judge"} <= lines[-1].keys()
     before = state_of(run.out)["players"]
-    list(train(make_run(read_recipe("gan", changes=GAN, steps=3)), CPU))
+    list(train(make_run(read_recipe("gan", changes=GAN, steps=2)), CPU))
     after = state_of(run.out)["players"]
     for name in ("network", "judge"):
         earlier = before[name]["network"]
