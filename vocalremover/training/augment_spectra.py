@@ -13,7 +13,7 @@ from vocalremover.spectrogram import STFT
 EFFECTS = STFT(n_fft=2048, hop=512)
 THROAT = 60  # samples of the cepstrum that are the throat and not the pitch: below the period of 735 Hz
 BOOST = 2.3  # natural logarithm of what a formant may be raised or lowered by: 20 dB
-NEIGHBOURS = 31  # bins around one that a coder's threshold depends on
+BAND = 16  # bins for which a coder decides together what is too quiet to be kept
 
 
 def stretch(audio: Tensor, rates: Tensor, samples: int) -> Tensor:
@@ -64,12 +64,13 @@ def blur_phases(spectrogram: Tensor, noise: Tensor, strengths: Tensor) -> Tensor
 
 
 def coded(spectrogram: Tensor, depths_db: Tensor) -> Tensor:
-    """The bins, as a mask of 0 and 1, that a coder of music keeps: not `depths_db` `[batch]` below their neighbours."""
+    """The bins, as a mask of 0 and 1, that a coder of music keeps: not `depths_db` `[batch]` below their band's mean."""
     power = spectrogram.abs().square()
-    flat = rearrange(power, "b c f t -> (b c t) 1 f")
-    around = F.avg_pool1d(flat, NEIGHBOURS, 1, NEIGHBOURS // 2, count_include_pad=False)
-    around = rearrange(around, "(b c t) 1 f -> b c f t", b=power.shape[0], c=power.shape[1])
-    return (power >= around * 10 ** (-depths_db[:, None, None, None] / 10)).to(power.dtype)
+    bins = power.shape[-2]
+    banded = rearrange(F.pad(power, (0, 0, 0, -bins % BAND)), "b c (n s) t -> b c n s t", s=BAND)
+    threshold = banded.mean(dim=-2, keepdim=True) * 10 ** (-depths_db[:, None, None, None, None] / 10)
+    kept = rearrange((banded >= threshold).to(power.dtype), "b c n s t -> b c (n s) t")
+    return kept[..., :bins, :]
 
 
 def _smooth(logarithm: Tensor) -> Tensor:
