@@ -38,6 +38,7 @@ from vocalremover.ensemble.rules import common_grid
 from vocalremover.errors import AudioError, ModelError, UsageError
 from vocalremover.inference import Inference
 from vocalremover.models import ModelSpec
+from vocalremover.separate import Separator
 from vocalremover.spectrogram import STFT
 
 torch.set_num_threads(2)
@@ -320,6 +321,7 @@ def test_warnings_are_told_once_and_name_the_model() -> None:
     assert ensemble.warnings == ["other: second"]
     voices[0].warnings.append("first")
     assert ensemble.warnings == ["other: second", "toy: first"] == ensemble.warnings
+    assert Ensemble([voices[0]] * 2).warnings == ["toy: first"]
 
 
 # Stems of several models
@@ -448,3 +450,17 @@ def test_load(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(ModelError, match=r"nowhere\.ckpt"):
         Ensemble.load(["default", "nowhere.ckpt"], "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("rule", [*RULES, Rule("original")], ids=lambda rule: rule.name)
+def test_gpu_gives_what_the_cpu_gives(rule: Rule) -> None:
+    def voices(device: str) -> list[Separator]:
+        models = [(soft(2), SPEC), (soft(-3), replace(SPEC, peak=True)), (soft(1), OTHER), (Gains(0.6), WAVE)]
+        return [Separator(spec, network, device, Inference("fp32")) for network, spec in models]
+
+    song = noise(2, 100_000)
+    expected = Ensemble(voices("cpu"), rule).separate(song, RATE)
+    # Where two models are equally loud, rounding chooses between them, and either choice is right.
+    assert_close(Ensemble(voices("cuda"), rule).separate(song, RATE), expected, rtol=0, atol=1e-4)

@@ -51,7 +51,7 @@ class Gains(nn.Module):
 
     def forward(self, spectrogram: Tensor, stems: Sequence[int] | None = None) -> Tensor:
         heads = range(len(self.shares)) if stems is None else stems
-        one = torch.tensor((1.0, 0.0)).expand_as(spectrogram)
+        one = torch.tensor((1.0, 0.0), device=spectrogram.device).expand_as(spectrogram)
         return torch.stack([self.shares[head] * one for head in heads], dim=1)
 
 

@@ -50,7 +50,7 @@ class Ensemble:
         # The original's vocals: whatever the others say, what the last model says.
         self._last = self.separators[-1:] if self.rule.method == "original" else ()
         self._warnings: list[str] = []
-        self._told = [0] * len(self.separators)
+        self._told = dict.fromkeys(self.separators, 0)
 
     @classmethod
     def load(
@@ -92,9 +92,9 @@ class Ensemble:
     @property
     def warnings(self) -> list[str]:
         """A sentence for everything that did not go as asked; it only grows."""
-        for number, separator in enumerate(self.separators):
-            fresh = separator.warnings[self._told[number] :]
-            self._told[number] += len(fresh)
+        for separator, told in self._told.items():
+            fresh = separator.warnings[told:]
+            self._told[separator] += len(fresh)
             self._warnings += (f"{separator.spec.name}: {warning}" for warning in fresh)
         return self._warnings
 
@@ -144,9 +144,12 @@ class Ensemble:
             for several in abreast(rests):
                 if self._last:
                     last.push(several[-1])
-                yield torch.stack(several[: len(self._voices)])
+                yield torch.stack(several[: len(self._voices)]).to(workplace)
 
-        for rest in filter(Tensor.numel, self._outer.combine_audio(stacked(), rate)):
+        # Apple's GPUs lack some complex operations.
+        workplace = self.device if self.device.type == "cuda" else torch.device("cpu")
+        combined = self._outer.combine_audio(stacked(), rate)
+        for rest in (block.cpu() for block in combined if block.numel()):
             piece = _whole(song, rest.shape[-1])
             kept = _whole(last, rest.shape[-1]) if self._last else rest
             yield {stem: value for stem, value in self._named(piece, rest, kept) if stem in self.stems}
