@@ -6,6 +6,7 @@ is known to be ours even if the run is killed in between. Several processes may 
 piece, under a lock where the system has one. A line that was torn by a kill or a full disk is passed over.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -91,7 +92,8 @@ def digest(making: Mapping[str, object]) -> str:
 
 
 class Journal:
-    """The journal of one folder, read once and then written; safe to use from several threads.
+    """The journal of one folder, read when it is first asked for what earlier runs made; safe to use from several
+    threads.
 
     Raises OSError where it cannot be written; a journal that cannot be read is an empty one.
     """
@@ -100,14 +102,16 @@ class Journal:
         self.folder = folder
         self._lock = threading.Lock()
         self._told: set[str] = set()
-        self._entries: dict[str, Entry] = {}
-        for record in self._records():
-            with suppress(KeyError, TypeError, ValueError, AttributeError):
-                self._learn(record)
+        self._entries: dict[str, Entry] | None = None
 
     def entry(self, output: Path) -> Entry | None:
-        """The last that was said of an output."""
+        """The last that earlier runs said of an output."""
         with self._lock:
+            if self._entries is None:
+                self._entries = {}
+                for record in self._records():
+                    with suppress(KeyError, TypeError, ValueError, AttributeError):
+                        self._entries.update(_entries(record))
             return self._entries.get(self._key(output))
 
     def note(
@@ -130,18 +134,10 @@ class Journal:
             fresh = [] if name in self._told else [{"making": name, "settings": making}]
             self._append([*fresh, record])
             self._told.add(name)
-            self._learn(record)
 
     def _key(self, output: Path) -> str:
         # Systems differ in how they spell an accent in a name that was given to them.
         return unicodedata.normalize("NFC", Path(os.path.relpath(output, self.folder)).as_posix())
-
-    def _learn(self, record: dict) -> None:
-        if "outputs" not in record:
-            return
-        origin = Origin(record["input"], Stamp(record["size"], record["mtime_ns"]), record["sha256"])
-        for stem, (key, size, mtime_ns) in record["outputs"].items():
-            self._entries[key] = Entry(stem, Stamp(size, mtime_ns), origin, record["making"], record["state"] == "done")
 
     def _records(self) -> Iterator[dict]:
         try:
@@ -163,10 +159,21 @@ class Journal:
                     os.lseek(descriptor, end - 1, os.SEEK_SET)
                     data = data if os.read(descriptor, 1) == b"\n" else b"\n" + data
                 if os.write(descriptor, data) < len(data):
-                    raise OSError(28, os.strerror(28))
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _entries(record: dict) -> dict[str, Entry]:
+    """What a line says, by the keys of the outputs."""
+    if "outputs" not in record:
+        return {}
+    origin = Origin(record["input"], Stamp(record["size"], record["mtime_ns"]), record["sha256"])
+    return {
+        key: Entry(stem, Stamp(size, mtime_ns), origin, record["making"], record["state"] == "done")
+        for stem, (key, size, mtime_ns) in record["outputs"].items()
+    }
 
 
 @contextmanager

@@ -183,7 +183,7 @@ class Work:
         tasks: dict[str, Callable[[], None]] = {
             stem: lambda stem=stem: self._write(stem, writers[stem]) for stem in writers
         }
-        self._at_once({"song": self._feed, **tasks})
+        self._at_once({"reading": self._feed, **tasks})
 
     def _blocks(self) -> Iterator[Tensor]:
         for block in self._reader.blocks():
@@ -222,7 +222,10 @@ class Work:
             except Exception as failure:
                 self.fail(failure)
 
-        threads = [Thread(target=guarded, args=(task,), name=name, daemon=True) for name, task in tasks.items()]
+        threads = [
+            Thread(target=guarded, args=(task,), name=f"{self._thread.name}: {name}", daemon=True)
+            for name, task in tasks.items()
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

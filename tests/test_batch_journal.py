@@ -1,0 +1,200 @@
+"""What is skipped, what is made again and what is never touched, by what the journal tells of an output."""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import FakeSeparator
+
+from vocalremover import batch
+from vocalremover.audio import Encoding
+from vocalremover.batch import Job, Journal, Result, Settings
+from vocalremover.batch.journal import Origin, Stamp
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(out=tmp_path / "out", skip_existing=True)
+
+
+def run(song: Path, settings: Settings, share: float = 0.25) -> Result:
+    (result,) = batch.run(batch.plan([song], settings), FakeSeparator(share), settings)
+    return result
+
+
+def state(song: Path, settings: Settings, share: float = 0.25) -> str:
+    (step,) = batch.preview(batch.plan([song], settings), settings, FakeSeparator(share).describe())
+    return step.state
+
+
+def test_what_is_done_is_skipped_and_not_touched(make_song: Make, settings: Settings) -> None:
+    song = make_song()
+    assert state(song, settings) == "new"
+    first = run(song, settings)
+    before = {path: path.stat() for path in first.job.outputs.values()}
+    assert state(song, settings) == "done"
+    again = run(song, settings)
+    assert (first.state, again.state, again.error) == ("done", "skipped", None)
+    assert {path: path.stat() for path in before} == before
+    assert list(again.record()["outputs"]) == ["vocals", "instrumental"]
+
+
+def test_another_model_setting_or_song_is_made_again(make_song: Make, settings: Settings) -> None:
+    song = make_song()
+    run(song, settings)
+    assert state(song, settings, share=0.5) == "stale"
+    assert run(song, settings, share=0.5).state == "done"
+    assert state(song, settings, share=0.5) == "done"
+    for other in (Encoding("wav", "16"), Encoding("wav", "32f")):
+        assert state(song, replace(settings, encoding=other), share=0.5) == "stale"
+    assert state(song, replace(settings, clip="clamp"), share=0.5) == "stale"
+    make_song(samples=30000)
+    assert run(song, settings, share=0.5).state == "done"
+    assert state(song, settings, share=0.5) == "done"
+
+
+def test_a_song_that_was_only_touched_moved_or_copied_is_done(make_song: Make, settings: Settings) -> None:
+    song = make_song()
+    run(song, settings)
+    os.utime(song, (1, 1))
+    assert state(song, settings) == "done"
+    moved = song.rename(song.parent / "moved" / song.name) if (song.parent / "moved").mkdir() else song
+    assert state(moved, settings) == "done"
+
+
+def test_one_missing_stem_makes_the_song_again(make_song: Make, settings: Settings) -> None:
+    song = make_song()
+    result = run(song, settings)
+    result.job.outputs["vocals"].unlink()
+    assert state(song, settings) == "stale"
+    assert run(song, settings).state == "done"
+    assert result.job.outputs["vocals"].exists()
+
+
+def test_one_stem_of_what_is_done_is_done(make_song: Make, settings: Settings) -> None:
+    song = make_song()
+    run(song, settings)
+    assert state(song, replace(settings, stems=("instrumental",))) == "done"
+
+
+def test_the_same_name_for_another_stem_is_not_done(make_song: Make, settings: Settings) -> None:
+    song = make_song()
+    settings = replace(settings, template="{track}.{ext}", stems=("vocals",))
+    run(song, settings)
+    assert state(song, replace(settings, stems=("instrumental",))) == "stale"
+
+
+def test_what_the_journal_does_not_know_is_nobodys_to_replace(make_song: Make, settings: Settings) -> None:
+    song = make_song()
+    run(song, settings)
+    (settings.out / batch.JOURNAL).unlink()
+    result = run(song, settings)
+    assert result.state == "failed"
+    assert "the journal does not tell" in result.error
+    assert "--overwrite" in result.error
+    assert run(song, replace(settings, overwrite=True)).state == "done"
+
+
+def test_what_was_changed_by_hand_is_left_alone(make_song: Make, settings: Settings) -> None:
+    song = make_song()
+    vocals = run(song, settings).job.outputs["vocals"]
+    vocals.write_bytes(b"my own")
+    assert state(song, settings) == "done"
+    result = run(song, settings, share=0.5)
+    assert "was changed since it was made" in result.error
+    assert vocals.read_bytes() == b"my own"
+
+
+def test_the_stem_of_another_song_is_left_alone(make_song: Make, settings: Settings) -> None:
+    run(make_song("a/song.wav"), settings)
+    other = make_song("b/song.wav", samples=30000)
+    assert "was made from" in run(other, settings).error
+
+
+def test_a_run_that_was_killed_between_two_names_is_finished(
+    make_song: Make, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    song = make_song()
+    replaced = os.replace
+
+    def once(source: Path, target: Path) -> None:
+        if "Instrumental" in str(target):
+            raise RuntimeError("killed here")
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", once)
+    run(song, settings)
+    monkeypatch.undo()
+    assert sorted(os.listdir(settings.out)) == [batch.JOURNAL, "song_Vocals.wav"]
+    assert state(song, settings) == "stale"
+    assert run(song, settings).state == "done"
+    assert len(os.listdir(settings.out)) == 3
+
+
+def test_the_journal_is_written_without_being_asked_and_moves_with_its_folder(
+    make_song: Make, settings: Settings, tmp_path: Path
+) -> None:
+    song = make_song()
+    run(song, replace(settings, skip_existing=False))
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(settings.out, elsewhere)
+    assert state(song, replace(settings, out=elsewhere)) == "done"
+
+
+def test_a_journal_that_cannot_be_written_is_told_and_costs_no_song(make_song: Make, settings: Settings) -> None:
+    (settings.out / batch.JOURNAL).mkdir(parents=True)
+    result = run(make_song(), settings)
+    assert result.state == "done"
+    assert any("cannot be written" in warning for warning in result.warnings)
+
+
+# The file
+
+
+def note(folder: Path, track: str, making: dict[str, object]) -> None:
+    job = Job(folder / f"{track}.mp3", {"vocals": folder / f"{track}.wav"})
+    origin = Origin(str(job.input), Stamp(1, 2), "0" * 64)
+    Journal(folder).note(job, origin, {"vocals": Stamp(3, 4)}, making, done=True)
+
+
+def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
+    note(tmp_path, "first", {"model": "a"})
+    with open(tmp_path / batch.JOURNAL, "ab") as journal:
+        journal.write(b'[1]\n"text"\n{"outputs": {"vocals": 3}}\n\xff\xfe\n\n{"state": "done", "outp')
+    note(tmp_path, "second", {"model": "a"})
+    journal = Journal(tmp_path)
+    assert journal.entry(tmp_path / "first.wav").done
+    assert journal.entry(tmp_path / "second.wav").stamp == Stamp(3, 4)
+    assert journal.entry(tmp_path / "third.wav") is None
+
+
+def test_many_writers_at_once_lose_no_line(tmp_path: Path) -> None:
+    def write(name: int) -> None:
+        for number in range(20):
+            note(tmp_path, f"{name}-{number}", {"model": name})
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for line in (tmp_path / batch.JOURNAL).read_text().splitlines():
+        json.loads(line)
+    journal = Journal(tmp_path)
+    for name in range(5):
+        for number in range(20):
+            assert journal.entry(tmp_path / f"{name}-{number}.wav") is not None
+
+
+@pytest.mark.parametrize("track", ["é", "e\u0301", os.fsdecode(b"\xe9"), "line\nbreak", "{}"])
+def test_a_journal_knows_names_of_every_kind(tmp_path: Path, track: str) -> None:
+    note(tmp_path, track, {})
+    for other in {track, track.replace("é", "e\u0301"), track.replace("e\u0301", "é")}:
+        assert Journal(tmp_path).entry(tmp_path / f"{other}.wav").done
