@@ -31,6 +31,7 @@ LUCID = {"layout": "lucidrains"}
 NETWORKS = {
     "bs": (BSRoformer, BS),
     "bs linear": (BSRoformer, BS | {"linear_transformer_depth": 1, "skip_connection": True, "num_stems": 2}),
+    "bs polar": (BSRoformer, BS | {"use_pope": True}),
     "mel": (MelBandRoformer, MEL),
     "mel linear": (MelBandRoformer, MEL | {"linear_transformer_depth": 1, "skip_connection": True, "stereo": False}),
     "bs lucid": (BSRoformer, BS | LUCID | {"num_stems": 2}),
@@ -73,6 +74,14 @@ def rotate(x: Tensor) -> Tensor:
     return torch.stack((turned.real, turned.imag), dim=-1).flatten(-2)
 
 
+def polar_products(embedding: nn.Module, head: int, query: Tensor, key: Tensor) -> Tensor:
+    """Products of complex numbers: magnitudes from what is said, phases from positions and, for keys, a learned one."""
+    positions = torch.arange(len(query), dtype=query.dtype)[:, None]
+    phases = positions * 10000.0 ** (-torch.arange(query.shape[-1], dtype=query.dtype) / query.shape[-1])
+    moved = phases + embedding.bias[head].clamp(-2 * math.pi, 0)
+    return (torch.polar(F.softplus(query), phases) @ torch.polar(F.softplus(key), moved).mH).real
+
+
 def plain_attention(module: nn.Module, x: Tensor) -> Tensor:
     """Softmax attention of one sequence after the other, by its definition; or the linear one, if it is that."""
     rows = []
@@ -88,7 +97,10 @@ def plain_attention(module: nn.Module, x: Tensor) -> Tensor:
                 logits = 8 * module.temperature[head].exp() * queries.T @ keys
                 heads.append(v[head] @ logits.softmax(-1).T)
                 continue
-            logits = rotate(q[head]) @ rotate(k[head]).T / q.shape[-1] ** 0.5
+            products = rotate(q[head]) @ rotate(k[head]).T
+            if module.pope_embed is not None:
+                products = polar_products(module.pope_embed, head, q[head], k[head])
+            logits = products / q.shape[-1] ** 0.5
             gate = (normal @ module.to_gates.weight[head] + module.to_gates.bias[head]).sigmoid()
             heads.append(logits.softmax(-1) @ v[head] * gate[:, None])
         out = module.to_out[1] if linear else module.to_out[0]
@@ -371,7 +383,7 @@ def signal_to_distortion(expected: Tensor, found: Tensor) -> float:
 @pytest.mark.parametrize("level", [1e-3, 1e3])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_half_precision(name: str, level: float) -> None:
-    """A half rounds to 2^-11, a bfloat16 to 2^-8 of a number: 66 and 48 dB below it. Two blocks may cost 20 dB of that.
+    """A half rounds to 2^-11, a bfloat16 to 2^-8 of a number: 66 and 48 dB below it. Two blocks may cost 10 dB of that.
 
     The level is that of quiet and of loud songs' spectrograms, whose squares no half can hold.
     """
@@ -381,7 +393,7 @@ def test_half_precision(name: str, level: float) -> None:
         exact = copy.deepcopy(network).double()(spectrogram.double())
         assert network(spectrogram).dtype == torch.float32
         assert signal_to_distortion(exact, network(spectrogram)) > 100
-        for convert, bound in ((nn.Module.half, 46), (nn.Module.bfloat16, 28)):
+        for convert, bound in ((nn.Module.half, 56), (nn.Module.bfloat16, 38)):
             masks = convert(copy.deepcopy(network))(spectrogram)
             assert masks.dtype == torch.float32
             assert signal_to_distortion(exact, masks) > bound
@@ -399,7 +411,7 @@ def test_autocast(name: str, cast: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             masks = network(spectrogram)
     assert masks.dtype == torch.float32
-    assert signal_to_distortion(exact, masks) > 28
+    assert signal_to_distortion(exact, masks) > 38
 
 
 @pytest.mark.gpu
@@ -412,7 +424,7 @@ def test_a_gpu_gives_the_same(name: str) -> None:
         exact = network(spectrogram)
         same(network.cuda()(spectrogram.cuda()).cpu(), exact)
         masks = network.half()(spectrogram.float().cuda()).cpu()
-    assert signal_to_distortion(exact, masks.double()) > 46
+    assert signal_to_distortion(exact, masks.double()) > 56
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -507,6 +519,7 @@ COMMON = {
     "dim_head": st.sampled_from([2, 4, 8]),
     "heads": st.integers(1, 3),
     "mlp_expansion_factor": st.integers(1, 4),
+    "use_pope": st.booleans(),
 }
 
 
@@ -587,11 +600,9 @@ def test_a_range_of_bins() -> None:
 
 @pytest.mark.parametrize(("name", "changes", "words"), [
     ("bs", {"freqs_per_bands": (2, 3)}, "sum up to 5 bins"),
-    ("bs", {"use_pope": True}, "use_pope"),
     ("bs", {"num_residual_streams": 4}, "one residual stream"),
     ("bs lucid", {"linear_transformer_depth": 1}, "no linear attention"),
     ("bs lucid", {"num_residual_fracs": 2}, "num_residual_fracs"),
-    ("mel", {"use_pope": True}, "use_pope"),
     ("mel", {"num_residual_streams": 4}, "one residual stream"),
     ("mel lucid", {"num_residual_fracs": 2}, "num_residual_fracs"),
     ("mel lucid", {"num_bands": 40}, "uncovered"),

@@ -33,6 +33,7 @@ from vocalremover.networks.roformer import (
     Layout,
     LinearAttention,
     MaskEstimator,
+    PolarEmbedding,
     Residual,
     RMSNorm,
     Shapes,
@@ -48,8 +49,10 @@ FREQS_PER_BANDS = (*[2] * 24, *[4] * 12, *[12] * 8, *[24] * 8, *[48] * 8, 128, 1
 class MixingAttention(Attention):
     """Attention that moves its values towards those of the first block, by a share for each token and head."""
 
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float = 0.0) -> None:
-        super().__init__(dim, heads, dim_head, dropout)
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, dropout: float = 0.0, polar: PolarEmbedding | None = None
+    ) -> None:
+        super().__init__(dim, heads, dim_head, dropout, polar)
         self.to_value_residual_mix = nn.Linear(dim, heads)
 
     def mix(self, normal: Tensor, value: Tensor, first: Tensor | None) -> Tensor:
@@ -62,7 +65,8 @@ class BSRoformer(nn.Module):
 
     freqs_per_bands: bins of each band; they sum up to stft_n_fft / 2 + 1. mask_estimator_depth: linear layers of a mask
     estimator. skip_connection: a block sees all earlier blocks' outputs. zero_dc: the lowest bin gets no mask (default:
-    True for "msst"). dropout acts in training only, use_torch_checkpoint there saves memory. freq_range (lowest bin,
+    True for "msst"). use_pope: polar position embeddings in place of rotary ones. dropout acts in training only,
+    use_torch_checkpoint there saves memory. freq_range (lowest bin,
     first bin above, -1 for the end), num_residual_streams and mc_hyper_conn_sinkhorn_iters are of "lucidrains" only.
 
     What changes no mask is accepted and not used: the kernel of attention, the hop, the window and the scaling of the
@@ -110,8 +114,6 @@ class BSRoformer(nn.Module):
     ) -> None:
         super().__init__()
         msst = layout == "msst"
-        if use_pope:
-            raise ModelError("polar position embeddings (use_pope) are not supported; rotary ones are")
         if num_residual_fracs != 1:
             raise ModelError("residual streams cannot be split (num_residual_fracs must be 1)")
         if not msst and linear_transformer_depth:
@@ -125,13 +127,14 @@ class BSRoformer(nn.Module):
         if not msst:
             connection = partial(HyperConnection, dim=dim, streams=streams, iterations=mc_hyper_conn_sinkhorn_iters)
             connection = Residual if streams == 1 else connection
+        time, frequency = (PolarEmbedding(heads, dim_head) if use_pope else None for _ in range(2))
         self.layers = nn.ModuleList()
         for block in range(depth):
             kind = Attention if msst or block == 0 else MixingAttention
-            attention = partial(kind, dim, heads, dim_head, attn_dropout)
-            linear = partial(LinearAttention, dim, heads, dim_head, attn_dropout)
-            parts = [(linear_transformer_depth, linear)] if linear_transformer_depth else []
-            parts += [(time_transformer_depth, attention), (freq_transformer_depth, attention)]
+            sizes = (dim, heads, dim_head, attn_dropout)
+            parts = [(linear_transformer_depth, partial(LinearAttention, *sizes))] if linear_transformer_depth else []
+            parts += [(time_transformer_depth, partial(kind, *sizes, time))]
+            parts += [(freq_transformer_depth, partial(kind, *sizes, frequency))]
             transformers = [Transformer(dim, count, part, ff_dropout, connection) for count, part in parts]
             self.layers.append(nn.ModuleList(transformers))
         self.blocks = Blocks(self.layers, dim_head, streams, not msst, skip_connection, use_torch_checkpoint)

@@ -35,6 +35,7 @@ from vocalremover.networks.roformer import (
     Layout,
     LinearAttention,
     MaskEstimator,
+    PolarEmbedding,
     Residual,
     Shapes,
     Transformer,
@@ -54,8 +55,10 @@ class MixingAttention(Attention):
     value + first * (share - value). Weights are trained so.
     """
 
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float = 0.0) -> None:
-        super().__init__(dim, heads, dim_head, dropout)
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, dropout: float = 0.0, polar: PolarEmbedding | None = None
+    ) -> None:
+        super().__init__(dim, heads, dim_head, dropout, polar)
         self.learned_value_residual_mix = nn.Sequential(nn.Linear(dim, heads))
 
     def mix(self, normal: Tensor, value: Tensor, first: Tensor | None) -> Tensor:
@@ -80,9 +83,9 @@ class MelBandRoformer(nn.Module):
 
     num_bands and sample_rate make the mel filter bank. mask_estimator_depth: hidden layers of a mask estimator.
     skip_connection: a block sees all earlier blocks' outputs. zero_dc: the lowest bin gets no mask (default: True for
-    "msst"). linear_transformer_depth: by default 0 for "msst", 1 for "lucidrains". dropout acts in training only,
-    use_torch_checkpoint there saves memory. num_residual_streams, mc_hyper_conn_sinkhorn_iters and add_value_residual
-    are of "lucidrains" only.
+    "msst"). linear_transformer_depth: by default 0 for "msst", 1 for "lucidrains". use_pope: polar position
+    embeddings in place of rotary ones. dropout acts in training only, use_torch_checkpoint there saves memory.
+    num_residual_streams and add_value_residual are of "lucidrains" only.
 
     What changes no mask is accepted and not used: the kernel of attention, the hop, the window and the scaling of the
     STFT (bands are normalised), the length of the inverse, the resolutions of the loss. Raises ModelError for settings
@@ -106,9 +109,9 @@ class MelBandRoformer(nn.Module):
         attn_dropout: float = 0.1,
         ff_dropout: float = 0.1,
         flash_attn: bool = True,
+        linear_flash_attn: bool | None = None,
         num_residual_streams: int | None = None,
         num_residual_fracs: int = 1,
-        mc_hyper_conn_sinkhorn_iters: int = 2,
         add_value_residual: bool = True,
         dim_freqs_in: int = 1025,
         sample_rate: int = 44100,
@@ -132,8 +135,6 @@ class MelBandRoformer(nn.Module):
     ) -> None:
         super().__init__()
         msst = layout == "msst"
-        if use_pope:
-            raise ModelError("polar position embeddings (use_pope) are not supported; rotary ones are")
         if num_residual_fracs != 1:
             raise ModelError("residual streams cannot be split (num_residual_fracs must be 1)")
         streams = (1 if msst else 4) if num_residual_streams is None else num_residual_streams
@@ -149,15 +150,20 @@ class MelBandRoformer(nn.Module):
         values = add_value_residual and not msst
         connection = None
         if not msst:
-            connection = partial(HyperConnection, dim=dim, streams=streams, iterations=mc_hyper_conn_sinkhorn_iters)
+            connection = partial(HyperConnection, dim=dim, streams=streams)
             connection = Residual if streams == 1 else connection
+        time, frequency = (PolarEmbedding(heads, dim_head) if use_pope else None for _ in range(2))
         self.layers = nn.ModuleList()
         for block in range(depth):
             mixes = values and block > 0
             sizes = (dim, heads, dim_head, attn_dropout)
             attention = partial(MixingAttention if mixes else Attention, *sizes)
             linear = partial(MixingLinearAttention if mixes else LinearAttention, *sizes, float(msst))
-            depths = ((linears, linear), (time_transformer_depth, attention), (freq_transformer_depth, attention))
+            depths = (
+                (linears, linear),
+                (time_transformer_depth, partial(attention, time)),
+                (freq_transformer_depth, partial(attention, frequency)),
+            )
             parts = [
                 Transformer(dim, count, kind, ff_dropout, connection, norm_output=True) if count else None
                 for count, kind in depths

@@ -16,7 +16,7 @@ At half precision the weights, tokens and products are half; norms, softmax, hyp
 in float32. No complex numbers are needed where a device lacks them.
 
 Sources, both MIT: lucidrains/BS-RoFormer (https://github.com/lucidrains/BS-RoFormer, Copyright (c) 2023 Phil Wang),
-PyPI release 1.2.4 with hyper-connections 0.4.11; ZFTurbo/Music-Source-Separation-Training
+PyPI release 1.2.4 with hyper-connections 0.4.11 and PoPE-pytorch 0.2.1; ZFTurbo/Music-Source-Separation-Training
 (https://github.com/ZFTurbo/Music-Source-Separation-Training, Copyright (c) 2024 Roman Solovyev), commit ccc011abf7f8,
 models/bs_roformer. The networks are those of Lu et al., "Music source separation with band-split RoPE transformer"
 (2023), and Wang et al., "Mel-Band RoFormer for music source separation" (2023).
@@ -128,19 +128,61 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("freqs", rotary_frequencies(features).to(torch.empty(0).device))
 
 
+class PolarEmbedding(nn.Module):
+    """Polar position embedding (Gopalakrishnan et al. 2025): positions turn phases, what is said sets magnitudes alone.
+
+    Feature i of a query or key has the magnitude softplus(x) and, at position p, the phase p * 10000^(-i / features);
+    keys have a learned phase besides, 0 to -2 pi, for each head. One embedding is shared by all attentions of its kind.
+    """
+
+    inv_freqs: Tensor
+
+    def __init__(self, heads: int, features: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freqs", polar_frequencies(features).to(torch.empty(0).device))
+        self.bias = nn.Parameter(torch.zeros(heads, features))
+
+    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """`[..., heads, tokens, features]` -> twice as many features, whose products are those of complex numbers."""
+        phases = polar_phases(query.shape[-2], query.shape[-1], wide(query).dtype, query.device)
+        moved = phases + wide(self.bias).clamp(-2 * torch.pi, 0)[:, None]
+        return tuple(
+            (F.softplus(x).repeat(*[1] * (x.dim() - 1), 2) * torch.cat((phase.cos(), phase.sin()), dim=-1).to(x.dtype))
+            for x, phase in ((query, phases), (key, moved))
+        )
+
+
+@lru_cache(maxsize=32)
+def polar_phases(tokens: int, features: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The phases of positions, `[tokens, features]`."""
+    with torch.inference_mode(False):
+        return torch.arange(tokens, device=device, dtype=dtype)[:, None] * polar_frequencies(features).to(device, dtype)
+
+
+def polar_frequencies(features: int) -> Tensor:
+    """10000^(-i / features) for i < features, float32 on the CPU."""
+    return 10000.0 ** -(torch.arange(features, device="cpu").float() / features)
+
+
 Change = tuple[Tensor, Tensor | None]
 """What a branch adds to the tokens, and its values before any mixing, if it is an attention."""
 
 
 class Attention(nn.Module):
-    """Attention along the tokens of every row, each head's result times a gate; a branch of a residual connection."""
+    """Attention along the tokens of every row, each head's result times a gate; a branch of a residual connection.
 
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float = 0.0) -> None:
+    polar: the position embedding that takes the place of the rotary one.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, dropout: float = 0.0, polar: PolarEmbedding | None = None
+    ) -> None:
         super().__init__()
-        if dim_head % 2:
+        if dim_head % 2 and polar is None:
             raise ModelError(f"dim_head must be even for a rotary embedding, not {dim_head}")
         self.heads, self.dropout = heads, dropout
-        self.rotary_embed = RotaryEmbedding(dim_head)
+        self.pope_embed = polar
+        self.rotary_embed = RotaryEmbedding(dim_head) if polar is None else None
         self.norm = RMSNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
         self.to_gates = nn.Linear(dim, heads)
@@ -154,12 +196,16 @@ class Attention(nn.Module):
         """`[rows, tokens, dim]` -> the change of x, and the values `[rows, heads, tokens, features]`."""
         normal = self.norm(x)
         heads = rearrange(self.to_qkv(normal), "rows n (three h d) -> three rows h n d", three=3, h=self.heads)
-        (query, key), value = rotation.turn(heads[:2]), heads[2]
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, self.mix(normal, value, first), dropout_p=dropout)
+        mixed = self.mix(normal, heads[2], first)
+        query, key = rotation.turn(heads[:2]) if self.pope_embed is None else self.pope_embed(*heads[:2])
+        dropout, features = self.dropout if self.training else 0.0, mixed.shape[-1]
+        # torch's fused kernels want equally wide query, key and value; the added zero columns are cut off again.
+        padded = F.pad(mixed, (0, query.shape[-1] - features)) if self.pope_embed else mixed
+        attended = F.scaled_dot_product_attention(query, key, padded, dropout_p=dropout, scale=features**-0.5)
+        attended = attended[..., :features]
         gates = self.to_gates(normal).sigmoid()
         gated = rearrange(attended, "rows h n d -> rows n h d") * gates[..., None]
-        return self.to_out(gated.flatten(-2)), value
+        return self.to_out(gated.flatten(-2)), heads[2]
 
 
 class LinearAttention(nn.Module):
@@ -644,6 +690,7 @@ def body_arguments(shapes: Shapes) -> dict[str, Any]:
         "linear_transformer_depth": depths[slots[0]] if len(slots) == 3 else 0,
         "dim_head": shapes[f"{attention}.to_qkv.weight"][0] // (3 * heads),
         "heads": heads,
+        "use_pope": f"{attention}.pope_embed.bias" in shapes,
         "mlp_expansion_factor": shapes["mask_estimators.0.to_freqs.0.0.0.weight"][0] // dim if linears > 1 else 4,
     }
     if lucidrains:
