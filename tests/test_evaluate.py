@@ -63,14 +63,14 @@ def test_ideal_ratio_masks_of_two_stems_sum_to_one() -> None:
 
 
 def test_ideal_vocals_do_not_depend_on_blocks() -> None:
-    vocals, instrumental = noise(1), noise(2)
-    whole = torch.cat(list(ideal_vocals([vocals], [instrumental])), dim=-1)
-    pieces = torch.cat(list(ideal_vocals(vocals.split(777, -1), instrumental.split(777, -1))), dim=-1)
+    vocals, instrumental = stems = torch.stack([noise(1), noise(2)])
+    whole = torch.cat(list(ideal_vocals([stems])), dim=-1)
+    pieces = torch.cat(list(ideal_vocals(stems.split(777, -1))), dim=-1)
     assert_close(pieces, whole, atol=1e-6, rtol=0)
     samples = vocals.shape[-1]
     assert whole.shape[-1] >= samples
     assert sdr(whole[:, :samples], vocals) > sdr(vocals + instrumental, vocals) + 3
-    silent = torch.cat(list(ideal_vocals([vocals], [torch.zeros_like(vocals)])), dim=-1)
+    silent = torch.cat(list(ideal_vocals([torch.stack([vocals, torch.zeros_like(vocals)])])), dim=-1)
     assert_close(silent[:, :samples], vocals, atol=1e-6, rtol=0)
 
 
@@ -172,6 +172,18 @@ def test_a_song_is_scored_between_floor_and_ceiling(data: Path) -> None:
         assert scores.seconds == pytest.approx(3.3, abs=0.01)
     table = medians([score(song, separated(Halver())) for song in songs])
     assert table["floor"]["vocals"]["sdr"] == pytest.approx(-3, abs=0.1)
+
+
+def test_files_that_are_cut_into_other_blocks_are_held_together(tmp_path: Path) -> None:
+    vocals, instrumental = noise(1, 20.0, 1), noise(2, 20.5)
+    (tmp_path / "song").mkdir()
+    write(tmp_path / "song/vocals.flac", vocals, RATE)  # mono, and of another format and length than the rest
+    write(tmp_path / "song/instrumental.ogg", instrumental, RATE)
+    scores = score(find_songs(tmp_path)[0], separated(Halver()))
+    assert scores.seconds == pytest.approx(20, abs=0.01)
+    floor = sdr(vocals + instrumental[:, : 20 * RATE], vocals.expand(2, -1))
+    assert scores.floor["vocals"].sdr == pytest.approx(floor, abs=0.5), "ogg is not exact"
+    assert scores.ceiling["vocals"].sdr > scores.floor["vocals"].sdr + 2
 
 
 def test_stems_of_another_tool_are_found_and_scored(data: Path, tmp_path: Path) -> None:

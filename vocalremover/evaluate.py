@@ -57,13 +57,12 @@ def ideal_ratio_mask(vocals: Tensor, instrumental: Tensor) -> Tensor:
     return vocals.abs() / (vocals.abs() + instrumental.abs()).clamp(min=1e-12)
 
 
-def ideal_vocals(vocals: Iterable[Tensor], instrumental: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Blocks of two stems, cut alike, -> blocks of what the ideal ratio mask makes of their sum, in other sizes.
+def ideal_vocals(stems: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Blocks `[2 (vocals, instrumental), channels, samples]` -> what the ideal ratio mask makes of their sums.
 
-    They may be longer than the stems by a part of a window.
+    The blocks `[channels, samples]` come in other sizes, and may hold a part of a window more than the stems.
     """
-    pairs = (torch.stack(pair) for pair in zip(vocals, instrumental, strict=True))
-    spectrograms = IDEAL.forward_blocks(pairs, cover=True)
+    spectrograms = IDEAL.forward_blocks(stems, cover=True)
     return IDEAL.inverse_blocks(ideal_ratio_mask(*both) * both.sum(dim=0) for both in spectrograms)
 
 

@@ -111,8 +111,8 @@ def score(song: Multitrack, estimate: Estimate) -> SongScores:
     streams = {f"reference {stem}": _stereo(blocks(getattr(song, stem), rate)) for stem in STEMS}
     streams["mixture"] = _stereo(blocks(song.mixture, rate))
     streams |= _columns(estimate(song, rate), {stem: f"estimate {stem}" for stem in STEMS})
-    ideal = ideal_vocals(*(_stereo(blocks(getattr(song, stem), rate)) for stem in STEMS))
-    streams["ceiling vocals"] = ideal
+    references = _together({stem: _stereo(blocks(getattr(song, stem), rate)) for stem in STEMS}, STEMS)
+    streams["ceiling vocals"] = ideal_vocals(torch.stack([parts[stem] for stem in STEMS]) for parts in references)
     samples = 0
     for parts in _together(streams, leading=("reference vocals", "reference instrumental", "mixture")):
         references = {stem: parts[f"reference {stem}"] for stem in STEMS}

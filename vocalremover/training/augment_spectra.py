@@ -64,7 +64,7 @@ def blur_phases(spectrogram: Tensor, noise: Tensor, strengths: Tensor) -> Tensor
 
 
 def coded(spectrogram: Tensor, depths_db: Tensor) -> Tensor:
-    """The bins, as a mask of 0 and 1, that a coder of music keeps: not `depths_db` `[batch]` below their band's mean."""
+    """The bins, as a mask of 0 and 1, that a coder of music keeps: not `depths_db` `[batch]` below a band's mean."""
     power = spectrogram.abs().square()
     bins = power.shape[-2]
     banded = rearrange(F.pad(power, (0, 0, 0, -bins % BAND)), "b c (n s) t -> b c n s t", s=BAND)
