@@ -76,7 +76,7 @@ def catalogue(folder: Path) -> Catalogue:
 @pytest.fixture
 def make_run(catalogue: Catalogue, tmp_path: Path) -> Callable[..., Run]:
     def make(recipe: Recipe, name: str = "run", **others: Any) -> Run:  # noqa: ANN401
-        return Run(recipe, tmp_path / name, catalogue, workers=0, **others)
+        return Run(recipe, tmp_path / name, catalogue, **{"workers": 0, **others})
 
     return make
 
@@ -237,6 +237,25 @@ def test_stages_change_what_is_drawn_and_lose_no_example(make_run: Callable[...,
         list(train(run, CPU))
     assert heard == [(3, 16), (3, 16), (2, 32), (2, 32), (1, 40), (1, 40)]
     assert state_of(run.out)["examples"] == 12
+
+
+def test_examples_mixed_in_batches_by_the_device_are_those_of_the_workers(make_run: Callable[..., Run]) -> None:
+    """A batch is transformed as a whole, which rounds otherwise than one example after the other."""
+    recipe = read_recipe("thin", changes=THIN, steps=1)
+    told = [next(train(make_run(recipe, str(workers), workers=workers), CPU))["loss"] for workers in (0, None)]
+    assert told[0] == pytest.approx(told[1], rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_learns_in_every_precision_and_goes_on(make_run: Callable[..., Run], precision: str) -> None:
+    world = World(0, 1, torch.device("cuda"))
+    changes = [*COMPACT, "optimiser.learning_rate=0.005", "average=0.9"]
+    for steps in (20, 40):
+        recipe = read_recipe("compact", changes=changes, steps=steps, precision=precision)
+        told = [line["loss"] for line in train(make_run(recipe, workers=None), world) if "loss" in line]
+        assert len(told) == 20 and all(np.isfinite(told))
+    assert np.mean(told[-5:]) < 0.8 * losses_of(make_run(recipe).out)[1]
 
 
 def test_fine_tuning_begins_with_a_checkpoint_and_keeps_what_is_frozen(make_run: Callable[..., Run]) -> None:
