@@ -81,7 +81,7 @@ class Runner:
     def _too_small(self, width: int) -> DeviceError:
         return DeviceError(
             f"{self.device} has too little memory for {self._name} even with a crop of {width} {self.unit}: "
-            "choose a smaller crop size or padding, or --device cpu"
+            "choose a smaller crop size, padding or segment, or --device cpu"
         )
 
     @torch.inference_mode()
