@@ -22,7 +22,7 @@ CPU_FRAMES = 1024  # wider windows are slower on a CPU (their buffers leave its 
 CPU_CONTEXT = 64  # what a crop that was made smaller for a CPU sees of its neighbours, so that no seam is heard
 BATCH = {"cuda": 4}  # on a CPU a batch costs speed: measured +45 % time for 4 windows at once
 
-# Measured by benchmarks/overlap.py, whose curves are in benchmarks/curves. What the edge of a window costs ends 25 to 50
+# Measured by benchmarks/overlap.py; the curves are in benchmarks/curves. What the edge of a window costs ends 25 to 50
 # ms from it: half a frame of its mirrored STFT and some hops. At 0.1 windows of eight seconds fade over 0.4 s on either
 # side of a seam, ten times that. The default model, whose attention is trained, then gives what it gives at 15/16 to 54
 # dB and more, and its SDR against the true vocals is the same to 0.002 dB. More only averages windows that disagree.
