@@ -467,11 +467,12 @@ def shapes(network: str, args: dict[str, object]) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", WRAPPINGS)
-def test_wrapped_roformers_are_recognised(tmp_path: Path, roformer: tuple[str, nn.Module], name: str) -> None:
+def test_wrapped_roformers_are_recognised(tmp_path: Path, name: str) -> None:
     """All layers share the tensors of the rotary embedding, which a file may hold once or once for each."""
-    layout, network = roformer
+    kind, args = ROFORMERS["bs_msst"]
+    network = NETWORKS[kind](**args)
     torch.save(WRAPPINGS[name](network.state_dict()), tmp_path / "x.ckpt")
-    (tmp_path / "x.yaml").write_text(sibling(layout))
+    (tmp_path / "x.yaml").write_text(sibling("bs_msst"))
     _, loaded = checkpoint.load(tmp_path / "x.ckpt")
     dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
     for (key, ours), theirs in zip(loaded.named_parameters(), network.parameters(), strict=True):

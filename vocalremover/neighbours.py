@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-UVR_FOLDERS = ("models/MDX_Net_Models", "models/VR_Models")
+UVR_FOLDERS = ("models/MDX_Net_Models", "models/VR_Models", "MDX_Net_Models", "VR_Models")
 UVR_YAMLS = "model_data/mdx_c_configs"  # beside the checkpoints (Anjok07/ultimatevocalremovergui, UVR.py)
 MSST_FOLDERS = ("", "pretrain", "ckpts", "checkpoints", "results")
 MSST_YAMLS = ("configs", "configs_backup")
