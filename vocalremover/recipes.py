@@ -22,21 +22,11 @@ THIN: dict[str, Any] = {
 """What thin and V1, two sets of weights of one network, have in common."""
 
 ROFORMER: dict[str, Any] = {
-    "layout": "msst",
-    "depth": 12,
-    "stereo": True,
-    "num_stems": 1,
-    "time_transformer_depth": 1,
-    "freq_transformer_depth": 1,
-    "linear_transformer_depth": 0,
-    "dim_head": 64,
-    "heads": 8,
-    "mlp_expansion_factor": 4,
-    "stft_n_fft": 2048,
-    "stft_hop_length": 441,
-    "stft_win_length": 2048,
-    "mask_estimator_depth": 2,
-}
+    "layout": "msst", "depth": 12, "stereo": True, "num_stems": 1, "dim_head": 64, "heads": 8,
+    "time_transformer_depth": 1, "freq_transformer_depth": 1, "linear_transformer_depth": 0,
+    "stft_n_fft": 2048, "stft_hop_length": 441, "stft_win_length": 2048,
+    "mask_estimator_depth": 2, "mlp_expansion_factor": 4,
+}  # fmt: skip
 """What the RoFormers that everybody uses have in common."""
 
 BANDS = [*[2] * 24, *[4] * 12, *[12] * 8, *[24] * 8, *[48] * 8, 128, 129]
