@@ -100,8 +100,6 @@ def test_no_more_songs_are_under_way_than_may_be(tmp_path: Path, most: int) -> N
 
 def test_several_separators_share_the_songs_and_a_slow_one_holds_nobody_up(tmp_path: Path) -> None:
     class Slow(FakeSeparator):
-        device = "cuda:1"
-
         def stream(self, *song: object) -> Iterator[dict[str, Tensor]]:
             began.set()
             await_that(lambda: len(seen) >= 5)
@@ -112,11 +110,12 @@ def test_several_separators_share_the_songs_and_a_slow_one_holds_nobody_up(tmp_p
             assert began.wait(PATIENCE)
             return super().stream(*song)
 
-    began = threading.Event()
+    began, slow = threading.Event(), Slow()
+    slow.device = "cuda:1"
     tiny_songs(tmp_path / "in", 7)
     settings = Settings(out=tmp_path / "out")
     seen: list[str] = []
-    for result in batch.run(batch.plan([tmp_path / "in"], settings), [Slow(), Fast()], settings):
+    for result in batch.run(batch.plan([tmp_path / "in"], settings), [slow, Fast()], settings):
         assert result.error is None
         seen.append(result.device)
     assert seen[:5] == ["cpu"] * 5

@@ -44,16 +44,16 @@ class FFmpegStream(FFmpegSource):
         if stream.codec_context is None:
             raise ValueError("its sound is locked or of an unknown codec")
         self.tags = tags.from_container(self._container, cover=False)
-        self._coming = self._frames(self._container, stream)
-        first = next(self._coming, None)
+        frames = self._frames(self._container, stream)
+        first = next(frames, None)
         self._learn(first or stream.codec_context)
-        self._first = [] if first is None else [first]
+        self._coming = chain([first] if first else [], frames)
         told = stream.duration * stream.time_base if self.kind == "flac" and stream.duration else 0
         self.expected = round(told * self.rate) or _promised(file.head, stream.codec_context.name)
 
     def blocks(self, block: int) -> Iterator[np.ndarray]:
         """Decodes what has not been decoded yet."""
-        yield from self._cut(chain(self._first, self._coming), block)
+        yield from self._cut(self._coming, block)
         self._container.close()
 
 

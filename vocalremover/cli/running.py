@@ -60,6 +60,9 @@ class Run:
                 raise click.UsageError(f"{name} does not go with -: the stem is written to stdout and nothing else")
         if len(self.filing.stems() or ()) != 1:
             raise click.UsageError("stdout takes one stem; choose it, such as --stem instrumental")
+        for name in ("stdin", "stdout"):
+            if getattr(sys, name) is None:
+                raise click.UsageError(f"{name} is closed")
         if sys.stdout.isatty():
             raise click.UsageError("the stem would be written to this terminal; send it on with | or >")
         return True
