@@ -42,7 +42,7 @@ Bins = Sequence[Sequence[int]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 SPREAD = 1.5  # bands are padded to at most this many times their width
-AT_ONCE = {"cpu": 2**12}
+AT_ONCE = {"cpu": 2**11}
 """How many tokens go through a block at once, by kind of device, where no gradient is recorded. It bounds the memory
 that hidden layers take; on a CPU it also keeps them in the cache."""
 AT_ONCE_ELSEWHERE = 2**17
@@ -414,14 +414,15 @@ class Blocks:
         old, keep = first.get(kind), self.values and kind not in first
         if torch.is_grad_enabled():
             run = partial(checkpoint, transformer, use_reentrant=False) if self.recompute else transformer
-            x, values = run(x, rotation, old, keep)
+            x, values = run(x.contiguous(), rotation, old, keep)
             if keep:
                 first[kind] = values
             return x
         step = max(1, AT_ONCE.get(x.device.type, AT_ONCE_ELSEWHERE) // (x.shape[1] * self.streams))
         parts = x.split(step * self.streams)
         olds = [None] * len(parts) if old is None else old.split(step)
-        results = [transformer(part, rotation, one, keep) for part, one in zip(parts, olds, strict=True)]
+        # Rows with gaps would make linear layers multiply one row at a time.
+        results = [transformer(part.contiguous(), rotation, one, keep) for part, one in zip(parts, olds, strict=True)]
         if keep:
             first[kind] = torch.cat([values for _, values in results])
         return torch.cat([rows for rows, _ in results]) if len(results) > 1 else results[0][0]
