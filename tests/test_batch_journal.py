@@ -14,7 +14,7 @@ from conftest import FakeSeparator
 from vocalremover import batch
 from vocalremover.audio import Encoding
 from vocalremover.batch import Job, Journal, Result, Settings
-from vocalremover.batch.journal import Origin, Stamp
+from vocalremover.batch.journal import Origin, Stamp, describe, digest
 
 Make = Callable[..., Path]
 
@@ -58,6 +58,14 @@ def test_another_model_setting_or_song_is_made_again(make_song: Make, settings: 
     make_song(samples=30000)
     assert run(song, settings, share=0.5).state == "done"
     assert state(song, settings, share=0.5) == "done"
+
+
+def test_where_it_ran_and_how_many_windows_at_once_make_no_difference(settings: Settings) -> None:
+    def name(**told: object) -> str:
+        return digest(describe(settings, {"model": "a", "models": [{"sha256": "b", **told}], **told}))
+
+    assert name(device="cpu", batch=1, stems=["vocals"]) == name(device="cuda:0", batch=4, stems=["drums"])
+    assert name(precision="fp32") != name(precision="fp16")
 
 
 def test_a_song_that_was_only_touched_moved_or_copied_is_done(make_song: Make, settings: Settings) -> None:

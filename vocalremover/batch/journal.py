@@ -83,7 +83,14 @@ def describe(settings: Settings, description: Mapping[str, object]) -> dict[str,
     """All that the samples and bytes of a stem depend on, save for the song. `description`: the separator's."""
     encoding = settings.encoding
     written = {"format": encoding.format, "bits": encoding.bits, "bitrate": encoding.bitrate, "clip": settings.clip}
-    return {**{key: value for key, value in description.items() if key not in INDIFFERENT}, **written}
+    return {**_decisive(description), **written}
+
+
+def _decisive(value: object) -> object:
+    """A description without what changes nothing, in the descriptions within it too: an ensemble tells its models'."""
+    if isinstance(value, Mapping):
+        return {key: _decisive(each) for key, each in value.items() if key not in INDIFFERENT}
+    return [_decisive(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def digest(making: Mapping[str, object]) -> str:
