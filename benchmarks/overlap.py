@@ -28,9 +28,8 @@ from vocalremover import checkpoint, read
 from vocalremover.chunks import trapezoid
 from vocalremover.devices import choose_device
 from vocalremover.evaluate import sdr
-from vocalremover.inference import Inference
 from vocalremover.models import NETWORKS, ModelSpec
-from vocalremover.separate import Separator
+from vocalremover.separate import Inference, Separator
 from vocalremover.spectrogram import STFT
 
 REFERENCE = 0.9375

@@ -37,8 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from vocalremover import Separator
 from vocalremover.chunks import trapezoid
 from vocalremover.devices import PRECISIONS
-from vocalremover.inference import Inference
 from vocalremover.models import MODELS, ModelSpec
+from vocalremover.separate import Inference
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = 2**20 if sys.platform == "darwin" else 2**10  # the system counts bytes there, KiB elsewhere

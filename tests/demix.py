@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vocalremover.chunks import trapezoid
-from vocalremover.inference import Inference, choose_chunking, choose_passes
 from vocalremover.models import ModelSpec
-from vocalremover.runner import Network, Runner
 from vocalremover.separate import Separator
+from vocalremover.separate.inference import Inference, choose_chunking, choose_passes
+from vocalremover.separate.runner import Network, Runner
+from vocalremover.separate.waves import Waves
 from vocalremover.spectrogram import STFT
-from vocalremover.waves import Waves
 
 
 def placed(windows: Tensor, network: Network | None = None) -> Tensor:

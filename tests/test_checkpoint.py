@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vocalremover import checkpoint, claims, recognition
+from vocalremover import checkpoint
+from vocalremover.checkpoint import claims, recognition
 from vocalremover.chunks import Chunking, trapezoid
 from vocalremover.errors import ModelError
 from vocalremover.models import MODELS, NETWORKS, ModelSpec

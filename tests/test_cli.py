@@ -17,8 +17,7 @@ from torch.testing import assert_close
 from vocalremover import __version__, audio, batch, checkpoint
 from vocalremover.audio import read
 from vocalremover.cli import options, output, screen
-from vocalremover.inference import ORIGINAL_TTA, Inference
-from vocalremover.separate import Separator
+from vocalremover.separate import ORIGINAL_TTA, Inference, Separator
 
 Command = Callable[..., "object"]
 

@@ -15,9 +15,8 @@ from vocalremover.audio import Encoding, read, write
 from vocalremover.cli.ensemble import ModelsCommand
 from vocalremover.cli.ensemble import command as ensemble_command
 from vocalremover.ensemble import Ensemble, Rule
-from vocalremover.inference import Inference
 from vocalremover.models import MODELS
-from vocalremover.separate import Separator
+from vocalremover.separate import Inference, Separator
 
 Command = Callable[..., "object"]
 

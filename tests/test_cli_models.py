@@ -15,7 +15,8 @@ from conftest import Outcome
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vocalremover import checkpoint, neighbours, recognition
+from vocalremover import checkpoint
+from vocalremover.checkpoint import neighbours, recognition, store
 from vocalremover.errors import ModelError
 from vocalremover.models import ARGUMENTS, MODELS, NETWORKS
 from vocalremover.spectrogram import STFT
@@ -37,7 +38,7 @@ THIN = {
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of models of a user who has none yet, and a package that brings none along."""
     monkeypatch.setenv("VOCALREMOVER_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(checkpoint, "files", lambda package: tmp_path / "package")
+    monkeypatch.setattr(store, "files", lambda package: tmp_path / "package")
     monkeypatch.setenv("AUDIO_SEPARATOR_MODEL_DIR", str(tmp_path / "audio-separator"))
     monkeypatch.setattr(neighbours, "_uvr_homes", lambda: iter((tmp_path / "uvr",)))
     monkeypatch.setenv("MSST_HOME", str(tmp_path / "msst"))

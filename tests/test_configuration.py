@@ -8,12 +8,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vocalremover import claims, configuration, recognition
+from vocalremover.checkpoint import claims, configuration, recognition
+from vocalremover.checkpoint.configuration import Configuration
+from vocalremover.checkpoint.recognition import expected_shapes
 from vocalremover.chunks import trapezoid
-from vocalremover.configuration import Configuration
 from vocalremover.errors import ModelError
 from vocalremover.models import MODELS, ModelSpec
-from vocalremover.recognition import expected_shapes
 
 COMMON = """
   stereo: true

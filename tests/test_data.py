@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from vocalremover.audio import write
 from vocalremover.errors import InputError
-from vocalremover.multitracks import blocks, find_multitracks
+from vocalremover.evaluate.multitracks import blocks, find_multitracks
 from vocalremover.training.cache import Cache
 from vocalremover.training.data import RATE, Catalogue, Sources, prepare
 

@@ -36,9 +36,8 @@ from vocalremover.chunks import Chunking, Queue
 from vocalremover.ensemble import METHODS, Ensemble, Rule
 from vocalremover.ensemble.rules import common_grid
 from vocalremover.errors import AudioError, ModelError, UsageError
-from vocalremover.inference import Inference
 from vocalremover.models import ModelSpec
-from vocalremover.separate import Separator
+from vocalremover.separate import Inference, Separator
 from vocalremover.spectrogram import STFT
 
 torch.set_num_threads(2)

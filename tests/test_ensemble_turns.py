@@ -16,8 +16,8 @@ from vocalremover import checkpoint
 from vocalremover.audio import Encoding, Reader, read, write
 from vocalremover.ensemble import Ensemble, Rule, Turns, fit_together, load_all, turns
 from vocalremover.errors import AudioError, DeviceError, ModelError, UsageError
-from vocalremover.inference import Inference
 from vocalremover.models import ModelSpec
+from vocalremover.separate import Inference
 
 FLOAT = Encoding("wav", "32f")
 MODELS: dict[str, tuple[ModelSpec, Callable[[], nn.Module]]] = {

@@ -19,7 +19,7 @@ from vocalremover.audio import write
 from vocalremover.cli import main
 from vocalremover.errors import InputError, UsageError
 from vocalremover.evaluate import Meter, ideal_ratio_mask, ideal_vocals, sdr, si_sdr
-from vocalremover.scores import as_record, find_songs, found, medians, score, separated
+from vocalremover.evaluate.scores import as_record, find_songs, found, medians, score, separated
 
 RATE = 8000
 

@@ -14,7 +14,9 @@ from torch.testing import assert_close
 
 from vocalremover.chunks import Chunking, trapezoid
 from vocalremover.errors import UsageError
-from vocalremover.inference import (
+from vocalremover.models import MODELS, ModelSpec
+from vocalremover.separate import Separator
+from vocalremover.separate.inference import (
     BEST_OVERLAP,
     CPU_FRAMES,
     FAST_OVERLAP,
@@ -25,9 +27,7 @@ from vocalremover.inference import (
     choose_chunking,
     choose_passes,
 )
-from vocalremover.models import MODELS, ModelSpec
-from vocalremover.passes import Pass
-from vocalremover.separate import Separator
+from vocalremover.separate.passes import Pass
 from vocalremover.spectrogram import STFT
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

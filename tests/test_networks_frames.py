@@ -10,7 +10,8 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from vocalremover import checkpoint, recognition
+from vocalremover import checkpoint
+from vocalremover.checkpoint import recognition
 from vocalremover.chunks import Chunking
 from vocalremover.errors import UsageError
 from vocalremover.models import MODELS, NETWORKS, ModelSpec

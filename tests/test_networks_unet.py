@@ -14,7 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from vocalremover import checkpoint, recognition
+from vocalremover import checkpoint
+from vocalremover.checkpoint import recognition
 from vocalremover.models import MODELS, NETWORKS, ModelSpec
 from vocalremover.networks import layers, newft, thin
 

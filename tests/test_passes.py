@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vocalremover.chunks import Chunking, blend, cut
-from vocalremover.passes import Pass, average, displace, run
+from vocalremover.separate.passes import Pass, average, displace, run
 
 
 @given(data=st.data(), total=st.integers(0, 700), by=st.integers(0, 200), block=st.integers(1, 100))

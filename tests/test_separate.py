@@ -17,9 +17,9 @@ from torch.testing import assert_close
 from vocalremover import checkpoint
 from vocalremover.chunks import Chunking
 from vocalremover.errors import AudioError, DeviceError, ModelError, UsageError
-from vocalremover.inference import CPU_CONTEXT, CPU_FRAMES
 from vocalremover.models import ModelSpec
 from vocalremover.separate import Inference, Separator
+from vocalremover.separate.inference import CPU_CONTEXT, CPU_FRAMES
 from vocalremover.spectrogram import STFT
 
 torch.set_num_threads(2)

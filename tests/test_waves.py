@@ -17,12 +17,12 @@ from torch.testing import assert_close
 
 from vocalremover.chunks import trapezoid
 from vocalremover.errors import DeviceError, ModelError, UsageError
-from vocalremover.inference import Inference, choose_passes
 from vocalremover.models import ModelSpec
-from vocalremover.runner import Network, Runner
 from vocalremover.separate import Separator
+from vocalremover.separate.inference import Inference, choose_passes
+from vocalremover.separate.runner import Network, Runner
+from vocalremover.separate.waves import Waves
 from vocalremover.spectrogram import STFT
-from vocalremover.waves import Waves
 
 RATE = 8000
 WHOLE = 1280  # samples of a window

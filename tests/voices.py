@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vocalremover.chunks import Chunking, trapezoid
-from vocalremover.inference import Inference
 from vocalremover.models import ModelSpec
-from vocalremover.separate import Separator
+from vocalremover.separate import Inference, Separator
 from vocalremover.spectrogram import STFT
 
 RATE = 8000

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 if TYPE_CHECKING:
-    from vocalremover.scores import SongScores
+    from vocalremover.evaluate.scores import SongScores
 
 COLOURS = ("#0b6e99", "#c4551b", "#3d7a35", "#8a3f8f", "#a67c00", "#444444")
 NAMES, PANEL, ROW, TOP = 190, 330, 24, 64  # pixels: the songs' names, one stem, one song, the heading

@@ -15,7 +15,7 @@ from vocalremover.cli.output import emit, printable, say, shorten
 from vocalremover.cli.sections import Command, option
 
 if TYPE_CHECKING:
-    from vocalremover.scores import Estimate, SongScores
+    from vocalremover.evaluate.scores import Estimate, SongScores
 
 PATH = click.Path(path_type=Path)
 MEASURES = {"sdr": "SDR", "seconds": "SDR, median over seconds", "si_sdr": "SI-SDR"}
@@ -50,7 +50,7 @@ def command(
     """
     if plot and plot.suffix.lower() != ".svg":
         raise click.UsageError(f"--plot {plot}: the picture is an SVG; name it {plot.with_suffix('.svg').name}")
-    from vocalremover.scores import as_record, find_songs, score
+    from vocalremover.evaluate.scores import as_record, find_songs, score
 
     songs = find_songs(data)
     results: dict[str, list[SongScores]] = {}
@@ -76,7 +76,7 @@ def contestants(
     models: Sequence[str], stems: Sequence[Path], config: Path | None, computing: Computing
 ) -> Iterator[tuple[str, dict[str, object], Estimate]]:
     """(name, settings, what gives its stems) of each; a model is loaded when its turn comes."""
-    from vocalremover.scores import STEMS, found, separated
+    from vocalremover.evaluate.scores import STEMS, found, separated
     from vocalremover.separate import Separator
 
     for model in models:
@@ -88,7 +88,7 @@ def contestants(
 
 def table(name: str, scores: Sequence[SongScores], measure: str) -> str:
     """Lines of text: a song each, then the medians."""
-    from vocalremover.scores import medians
+    from vocalremover.evaluate.scores import medians
 
     stems = "".join(f"{stem:>{3 * NUMBER}}" for stem in ("vocals", "instrumental"))
     lines = [

@@ -154,7 +154,8 @@ def show_path(model: str | None) -> None:
     Your own folder comes first of those that may be missing; those of audio-separator (AUDIO_SEPARATOR_MODEL_DIR), UVR
     (UVR_HOME) and MSST (MSST_HOME) follow where there are any. Nothing is ever written there.
     """
-    from vocalremover import checkpoint, neighbours
+    from vocalremover import checkpoint
+    from vocalremover.checkpoint import neighbours
 
     for place in (checkpoint.find(model),) if model else (*checkpoint.folders(), *neighbours.folders()):
         click.echo(os.fsencode(place) if os.name == "posix" else str(place))
@@ -173,7 +174,7 @@ def _find(model: str) -> tuple[Path | None, str]:
 
 def _others(known: set[str | None]) -> list[Path]:
     """Checkpoints in other programs' folders that are not of a known model."""
-    from vocalremover import neighbours
+    from vocalremover.checkpoint import neighbours
 
     found = (path for folder in neighbours.folders() for path in sorted(folder.glob("*.ckpt")) if path.is_file())
     return [path for path in found if str(path) not in known]

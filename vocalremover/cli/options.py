@@ -20,7 +20,7 @@ from vocalremover.cli.sections import choice, option
 if TYPE_CHECKING:
     from vocalremover.audio import Encoding
     from vocalremover.batch import Settings
-    from vocalremover.inference import Inference
+    from vocalremover.separate import Inference
 
 FORMATS = ("wav", "flac", "mp3", "ogg", "opus", "m4a")
 BOTH = ("vocals", "instrumental")
@@ -130,7 +130,7 @@ class Computing:
         """The settings in the library's words. Raises UsageError."""
         if self.overlap is not None and self.num_overlap is not None:
             raise click.UsageError("--overlap and --num-overlap say the same in two ways; give one of them")
-        from vocalremover.inference import ORIGINAL_TTA, Inference
+        from vocalremover.separate import ORIGINAL_TTA, Inference
 
         overlap = self.overlap if self.num_overlap is None else 1 - 1 / self.num_overlap
         return Inference(

@@ -11,9 +11,9 @@ from vocalremover.chunks import Chunking
 from vocalremover.ensemble.rules import Rule
 from vocalremover.ensemble.streams import abreast
 from vocalremover.models import ModelSpec
-from vocalremover.runner import Runner
 from vocalremover.separate import Separator
-from vocalremover.spectra import Spectra
+from vocalremover.separate.runner import Runner
+from vocalremover.separate.spectra import Spectra
 from vocalremover.spectrogram import STFT
 
 Masks = Callable[[Iterable[Tensor], float | None], Iterator[Tensor]]

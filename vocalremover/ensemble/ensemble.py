@@ -22,9 +22,8 @@ from vocalremover.ensemble.choir import PAIR, Choir, grid
 from vocalremover.ensemble.rules import Rule
 from vocalremover.ensemble.streams import abreast
 from vocalremover.errors import UsageError
-from vocalremover.inference import Inference
 from vocalremover.models import ModelSpec
-from vocalremover.separate import DEFAULTS, Progress, Separator, Stems
+from vocalremover.separate import DEFAULTS, Inference, Progress, Separator, Stems
 
 MIN = Rule("min")
 Peaks = tuple[float | None, ...]

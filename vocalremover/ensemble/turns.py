@@ -30,8 +30,7 @@ from vocalremover.ensemble.ensemble import MIN, Ensemble, common_stems, configur
 from vocalremover.ensemble.rules import Rule
 from vocalremover.ensemble.spools import kept_stems, played, record
 from vocalremover.errors import VocalRemoverError
-from vocalremover.inference import Inference
-from vocalremover.separate import DEFAULTS, Separator
+from vocalremover.separate import DEFAULTS, Inference, Separator
 from vocalremover.staging import Staging
 
 SHARE = 0.5  # of the memory that is free, for weights; the rest is for what the networks make of a window

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vocalremover.audio import Reader
 from vocalremover.errors import AudioError, VocalRemoverError
-from vocalremover.multitracks import Parts, blocks
+from vocalremover.evaluate.multitracks import Parts, blocks
 
 RATE = 44100
 FULL_SCALE = 32767

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vocalremover.errors import InputError
-from vocalremover.multitracks import audio_files, find_multitracks
+from vocalremover.evaluate.multitracks import audio_files, find_multitracks
 from vocalremover.training.cache import FULL_SCALE, RATE, Cache, Entry, Recording, decode, expected_bytes, melody_name
 from vocalremover.training.credits import credit, read_rows
 

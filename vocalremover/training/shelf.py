@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from vocalremover import checkpoint
+from vocalremover.evaluate.multitracks import Multitrack
 from vocalremover.models import ModelSpec
-from vocalremover.multitracks import Multitrack
 from vocalremover.training.distributed import World
 from vocalremover.training.drawing import draw_curve
 from vocalremover.training.journal import Journal, read_journal

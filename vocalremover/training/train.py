@@ -15,8 +15,8 @@ import torch
 from vocalremover import checkpoint
 from vocalremover.devices import choose_precision
 from vocalremover.errors import TrainingError, UsageError
+from vocalremover.evaluate.multitracks import Multitrack
 from vocalremover.models import ModelSpec
-from vocalremover.multitracks import Multitrack
 from vocalremover.training import gan, pretrain, supervised
 from vocalremover.training.batches import Batch, load_batches
 from vocalremover.training.data import Catalogue

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vocalremover.errors import AudioError, InputError
 from vocalremover.evaluate import sdr
+from vocalremover.evaluate.multitracks import Multitrack, Parts, blocks, find_multitracks
 from vocalremover.models import ModelSpec
-from vocalremover.multitracks import Multitrack, Parts, blocks, find_multitracks
 from vocalremover.separate import Separator
 from vocalremover.training.distributed import World
 from vocalremover.training.drawing import draw_spectrograms

@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vocalremover import passes
 from vocalremover.chunks import Chunking, Queue, blend, cut, group
 from vocalremover.models import ModelSpec
-from vocalremover.passes import Pass
-from vocalremover.runner import Network, Runner
+from vocalremover.separate import passes
+from vocalremover.separate.passes import Pass
+from vocalremover.separate.runner import Network, Runner
 
 SIDES = -2  # the axis of left and right in `[..., sides, samples]`
 

@@ -20,11 +20,11 @@ from vocalremover.audio.layouts import pairs_of, sides_of
 from vocalremover.chunks import Queue, tap
 from vocalremover.devices import choose_device, choose_precision
 from vocalremover.errors import AudioError, ModelError, UsageError
-from vocalremover.inference import Inference, channels_read, choose_batch, choose_chunking, choose_passes
 from vocalremover.models import JUDGES, ModelSpec
-from vocalremover.runner import Runner
-from vocalremover.spectra import Spectra
-from vocalremover.waves import Waves
+from vocalremover.separate.inference import Inference, channels_read, choose_batch, choose_chunking, choose_passes
+from vocalremover.separate.runner import Runner
+from vocalremover.separate.spectra import Spectra
+from vocalremover.separate.waves import Waves
 
 Stems = dict[str, Tensor]
 Progress = Callable[[Iterable[Stems]], Iterable[Stems]]

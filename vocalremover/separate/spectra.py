@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vocalremover import passes
 from vocalremover.chunks import Chunking, Queue, at_most, blend, cut, group, tap
 from vocalremover.models import ModelSpec
-from vocalremover.passes import Pass
-from vocalremover.runner import Runner
+from vocalremover.separate import passes
+from vocalremover.separate.passes import Pass
+from vocalremover.separate.runner import Runner
 
 SIDES = -3  # the axis of left and right in `[..., 2, bins, frames]`
 

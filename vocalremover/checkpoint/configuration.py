@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from vocalremover.checkpoint.weights import printable
 from vocalremover.errors import ModelError
-from vocalremover.weights import printable
 
 MOST_BYTES = 1 << 16  # the longest known file, for 53 stems, has 4200
 MOST_LEVELS = 16  # how deeply lists and sections may lie in one another

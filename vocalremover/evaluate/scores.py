@@ -19,8 +19,8 @@ from torch import Tensor
 from vocalremover.audio import Reader
 from vocalremover.chunks import Queue
 from vocalremover.errors import AudioError, InputError
-from vocalremover.evaluate import Meter, Scores, ideal_vocals
-from vocalremover.multitracks import Multitrack, Parts, audio_files, blocks, find_multitracks, role_of
+from vocalremover.evaluate.metrics import Meter, Scores, ideal_vocals
+from vocalremover.evaluate.multitracks import Multitrack, Parts, audio_files, blocks, find_multitracks, role_of
 
 STEMS = ("vocals", "instrumental")
 KINDS = ("estimate", "floor", "ceiling")

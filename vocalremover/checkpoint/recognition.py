@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vocalremover.checkpoint.weights import printable
 from vocalremover.errors import ModelError
 from vocalremover.models import ARGUMENTS, MODELS, NETWORKS, ModelSpec
 from vocalremover.recipes import UNSTATED
-from vocalremover.weights import printable
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -16,7 +16,7 @@ import torch
 from vocalremover.chunks import Chunking, overlapped, resize, trapezoid
 from vocalremover.errors import UsageError
 from vocalremover.models import ModelSpec
-from vocalremover.passes import Pass
+from vocalremover.separate.passes import Pass
 
 CPU_FRAMES = 1024  # wider windows are slower on a CPU (their buffers leave its caches) and need more memory
 CPU_CONTEXT = 64  # what a crop that was made smaller for a CPU sees of its neighbours, so that no seam is heard

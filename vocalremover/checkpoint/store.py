@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vocalremover import configuration, neighbours
-from vocalremover.claims import completed, describe, identify
+from vocalremover.checkpoint import configuration, neighbours
+from vocalremover.checkpoint.claims import completed, describe, identify
+from vocalremover.checkpoint.recognition import expected_shapes, shapes_of
+from vocalremover.checkpoint.weights import read
 from vocalremover.errors import ModelError, UsageError
 from vocalremover.models import MODELS, ModelSpec
-from vocalremover.recognition import expected_shapes, shapes_of
-from vocalremover.weights import read
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

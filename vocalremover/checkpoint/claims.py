@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from vocalremover import recognition
+from vocalremover.checkpoint import recognition
+from vocalremover.checkpoint.configuration import Configuration, check_stems
+from vocalremover.checkpoint.recognition import Shapes, agrees, bears_out, derive, near_miss, recipe_for, shapes_of
+from vocalremover.checkpoint.weights import printable
 from vocalremover.chunks import Chunking, trapezoid
-from vocalremover.configuration import Configuration, check_stems
 from vocalremover.errors import ModelError, UsageError
 from vocalremover.models import NETWORKS, RENAMED, ModelSpec
-from vocalremover.recognition import Shapes, agrees, bears_out, derive, near_miss, recipe_for, shapes_of
 from vocalremover.spectrogram import STFT
-from vocalremover.weights import printable
 
 SENSIBLE = {
     "rate": range(1000, 768_001),
