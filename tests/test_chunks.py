@@ -26,8 +26,6 @@ from vocalremover.chunks import (
 )
 from vocalremover.errors import UsageError
 
-torch.set_num_threads(2)
-
 ROUNDING = 1e-5  # some hundred windows may reach one place, each with a product and a sum
 
 lengths = st.one_of(st.sampled_from([0, 1, 100]), st.integers(0, 700), st.integers(5_000, 20_000))

@@ -367,7 +367,7 @@ def test_converted_files_give_the_same_logits_without_recognition(
         else:
             results = [theirs.logits(inputs[..., :8]), ours.logits(inputs[..., :8])]
     for one, other in zip(*((x,) if isinstance(x, Tensor) else x for x in results), strict=True):
-        assert torch.allclose(other, one, rtol=0, atol=1e-5 * one.abs().max().item())
+        assert torch.allclose(other, one, rtol=0, atol=1e-4 * one.abs().max().item())
 
 
 def test_the_description_is_whole(command: Command, home: Path, tmp_path: Path, state: dict[str, Tensor]) -> None:

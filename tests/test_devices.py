@@ -1,10 +1,13 @@
-"""Names become devices, and what is not there is told with what to choose instead."""
+"""Names become devices, and what is not there is told with what to choose instead; blocks go there and back."""
 
 import pytest
 import torch
+from torch import nn
 
-from vocalremover.devices import choose_device, choose_devices, choose_precision
+from vocalremover.chunks import Chunking
+from vocalremover.devices import choose_device, choose_devices, choose_precision, fetch, send
 from vocalremover.errors import DeviceError, UsageError
+from vocalremover.separate.runner import Runner
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cpu:0", "mps:1", "0", "", "CUDA", "auto:1"])
@@ -72,3 +75,31 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("fp16", "int8"):
         with pytest.raises(UsageError):
             choose_precision(wrong, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_blocks_go_to_a_device_and_come_back_in_order(name: str) -> None:
+    blocks = [torch.full((2, count), float(count)) for count in (3, 1, 7)]
+    there = [send(block, torch.device(name)) for block in blocks]
+    assert {block.device.type for block in there} == {name}
+    for block, back in zip(blocks, fetch(iter(there)), strict=True):
+        assert back.device.type == "cpu" and torch.equal(back, block)
+
+
+def test_parameters_are_cast_once_and_stay_whole_for_what_overflows() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((), 1 + 2**-12))  # beyond the digits of bfloat16
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            seen.append(self.weight.dtype)
+            overflown = inputs.abs().amax(dim=-1, keepdim=True) > 100
+            return torch.where(overflown & (self.weight.dtype != torch.float32), torch.inf, inputs * self.weight)
+
+    seen: list[torch.dtype] = []
+    runner = Runner(Scale(), torch.device("cpu"), "bf16", 2, cast=True)
+    answer = runner(torch.tensor([[[1.0, 2.0]], [[1000.0, 2.0]]]), Chunking(2))
+    assert seen == [torch.bfloat16, torch.float32]
+    assert torch.equal(answer[0], torch.tensor([[1.0, 2.0]]))
+    assert torch.equal(answer[1], torch.tensor([[1000.0, 2.0]]) * (1 + 2**-12))

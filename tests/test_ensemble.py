@@ -40,8 +40,6 @@ from vocalremover.models import ModelSpec
 from vocalremover.separate import Inference, Separator
 from vocalremover.spectrogram import STFT
 
-torch.set_num_threads(2)
-
 RULES = [Rule(method, domain) for method in METHODS if method != "original" for domain in ("spec", "wave")]
 
 

@@ -86,7 +86,7 @@ def metered(estimates: dict[str, Tensor], references: dict[str, Tensor], size: i
 @pytest.mark.parametrize("size", [1000, RATE, 100_000])
 def test_a_meter_takes_blocks_of_any_size(size: int) -> None:
     references = {"vocals": noise(1), "instrumental": noise(2)}
-    estimates = {"vocals": noise(1) + 0.1 * noise(3), "instrumental": 0.8 * noise(2)}
+    estimates = {"vocals": noise(1) + 0.1 * noise(3), "instrumental": 0.8 * noise(2) + 0.1 * noise(4)}
     for stem, scores in metered(estimates, references, size).items():
         assert scores.sdr == pytest.approx(sdr(estimates[stem], references[stem]), abs=1e-6)
         assert scores.si_sdr == pytest.approx(si_sdr(estimates[stem], references[stem]), abs=1e-4)

@@ -22,8 +22,6 @@ from vocalremover.separate import Inference, Separator
 from vocalremover.separate.inference import CPU_CONTEXT, CPU_FRAMES
 from vocalremover.spectrogram import STFT
 
-torch.set_num_threads(2)
-
 RATE = 8000
 SPEC = ModelSpec(
     name="toy",

@@ -14,8 +14,6 @@ from torch.testing import assert_close
 from vocalremover.errors import UsageError
 from vocalremover.spectrogram import STFT
 
-torch.set_num_threads(2)
-
 SMALL = {"n_fft": 64, "hop": 32}
 SETTINGS = [
     STFT(),

@@ -1,8 +1,9 @@
 """Names in, devices out: what PyTorch can compute on here, and in which precision."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
 from vocalremover.errors import DeviceError, UsageError
 
@@ -64,3 +65,28 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= HALF_CAPABILITY:
         return "fp16"  # three more bits of a mask than bf16; what overflows runs again in fp32
     return "fp32"
+
+
+def send(block: Tensor, device: torch.device) -> Tensor:
+    """The block on the device. To a CUDA device it goes from pinned memory, and nobody waits for the copy."""
+    if device.type != "cuda" or block.device.type != "cpu":
+        return block.to(device)
+    return block.pin_memory().to(device, non_blocking=True)
+
+
+def fetch(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The blocks on the CPU, in order. From a CUDA device one is copied while the one after it is computed."""
+    waiting: tuple[Tensor, torch.cuda.Event] | None = None
+    for block in blocks:
+        if block.device.type != "cuda":
+            yield block.cpu()
+            continue
+        copied = torch.empty(block.shape, dtype=block.dtype, pin_memory=True).copy_(block, non_blocking=True)
+        event = torch.cuda.current_stream(block.device).record_event()
+        if waiting:
+            waiting[1].synchronize()
+            yield waiting[0]
+        waiting = copied, event
+    if waiting:
+        waiting[1].synchronize()
+        yield waiting[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 from vocalremover import checkpoint
 from vocalremover.audio import resample
 from vocalremover.chunks import Queue, tap
-from vocalremover.devices import choose_device, choose_precision
+from vocalremover.devices import choose_device, choose_precision, fetch, send
 from vocalremover.ensemble.choir import PAIR, Choir, grid
 from vocalremover.ensemble.rules import Rule
 from vocalremover.ensemble.streams import abreast
@@ -143,12 +143,12 @@ class Ensemble:
             for several in abreast(rests):
                 if self._last:
                     last.push(several[-1])
-                yield torch.stack(several[: len(self._voices)]).to(workplace)
+                yield send(torch.stack(several[: len(self._voices)]), workplace)
 
         # Apple's GPUs lack some complex operations.
         workplace = self.device if self.device.type == "cuda" else torch.device("cpu")
         combined = self._outer.combine_audio(stacked(), rate)
-        for rest in (block.cpu() for block in combined if block.numel()):
+        for rest in fetch(block for block in combined if block.numel()):
             piece = _whole(song, rest.shape[-1])
             kept = _whole(last, rest.shape[-1]) if self._last else rest
             yield {stem: value for stem, value in self._named(piece, rest, kept) if stem in self.stems}

@@ -4,6 +4,7 @@ Out of memory halves the batch and then the window, for good; a window that over
 single precision, alone. What is done around the network (a transform, a product) is the caller's.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -29,8 +30,13 @@ class Runner:
     def __init__(
         self, network: nn.Module, device: torch.device, precision: str = "fp32", batch: int = 1,
         name: str = "the model", unit: str = "frames", around: Around = lambda windows, network: network(windows),
+        cast: bool = False,
     ) -> None:  # fmt: skip
-        """`network` in eval mode on the device; precision: a key of PRECISIONS."""
+        """`network` in eval mode on the device; precision: a key of PRECISIONS.
+
+        cast: keep a copy with its parameters in half precision, so that no window has to cast them. For networks that
+        compute in single precision by themselves where it matters. Costs half of the parameters' memory once more.
+        """
         self.network = network
         self.device = device
         self.precision = precision
@@ -38,6 +44,8 @@ class Runner:
         self.warnings: list[str] = []
         self.unit, self.around = unit, around
         self._name = name
+        cast = cast and precision != "fp32"
+        self._half = copy.deepcopy(network).to(PRECISIONS[precision]) if cast else network
         self._widest: int | None = None  # the widest window known to fit into memory, where one did not
 
     def __call__(self, windows: Tensor, chunking: Chunking) -> Tensor:
@@ -105,7 +113,7 @@ class Runner:
     def _forward(self, inputs: Tensor, **keywords: object) -> Tensor:
         half = self.precision != "fp32"
         with torch.autocast(self.device.type, PRECISIONS[self.precision]) if half else nullcontext():
-            return self._forward_single(inputs, **keywords)
+            return self._half(inputs.to(self.device), **keywords).float().to(inputs.device)
 
     def _forward_single(self, inputs: Tensor, **keywords: object) -> Tensor:
         return self.network(inputs.to(self.device), **keywords).float().to(inputs.device)

@@ -18,7 +18,7 @@ from vocalremover import checkpoint
 from vocalremover.audio import resample
 from vocalremover.audio.layouts import pairs_of, sides_of
 from vocalremover.chunks import Queue, tap
-from vocalremover.devices import choose_device, choose_precision
+from vocalremover.devices import choose_device, choose_precision, fetch, send
 from vocalremover.errors import AudioError, ModelError, UsageError
 from vocalremover.models import JUDGES, ModelSpec
 from vocalremover.separate.inference import Inference, channels_read, choose_batch, choose_chunking, choose_passes
@@ -57,7 +57,8 @@ class Separator:
         self.passes = choose_passes(spec, choose_chunking(spec, self.device, inference), inference)
         self.chunking = self.passes[0].chunking
         precision, batch = choose_precision(inference.precision, self.device), choose_batch(inference, self.device)
-        self._runner = Runner(network.to(self.device).eval(), self.device, precision, batch, spec.name)
+        cast = spec.domain == "waveform"
+        self._runner = Runner(network.to(self.device).eval(), self.device, precision, batch, spec.name, cast=cast)
         self._runner.warnings.extend(spec.warnings)
         # Apple's GPUs lack some complex operations, so there only the network runs on the device.
         self._signal_device = torch.device("cpu") if self.device.type == "mps" else self.device
@@ -143,7 +144,7 @@ class Separator:
             return None
         audio = resample(_checked(blocks), rate, self.spec.rate)
         largest = torch.zeros((), device=self._signal_device)
-        for spectrogram in self.spec.stft.forward_blocks(block.to(self._signal_device) for block in audio):
+        for spectrogram in self.spec.stft.forward_blocks(send(block, self._signal_device) for block in audio):
             largest = torch.maximum(largest, spectrogram.abs().amax())
         return largest.item()
 
@@ -205,10 +206,10 @@ class Separator:
             nonlocal channels
             for block in blocks:
                 channels = block.shape[0]
-                yield self._pair(block, layout).to(self._signal_device)
+                yield send(self._pair(block, layout), self._signal_device)
 
-        for parts in self._domain.parts(pairs(), peak):
-            flat = rearrange(parts, "parts pairs sides samples -> parts (pairs sides) samples").cpu()
+        for parts in fetch(self._domain.parts(pairs(), peak)):
+            flat = rearrange(parts, "parts pairs sides samples -> parts (pairs sides) samples")
             first, second = sides_of(channels, layout) if parts.shape[2] == 2 else (list(range(channels)),) * 2
             yield rearrange(
                 (flat[:, first] + flat[:, second]) / 2, "parts channels samples -> (parts channels) samples"
