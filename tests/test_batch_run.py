@@ -156,8 +156,8 @@ def test_memory_does_not_grow_with_the_number_of_songs(tmp_path: Path, monkeypat
     for number, result in enumerate(batch.run(jobs, FakeSeparator(), settings)):
         assert result.error is None
         before = resident() if number == 300 else before
-    # Seven hundred songs later: less than a page for each, where a thread's stack or a block of sound alone is more. The
-    # allocator takes and keeps a megabyte now and then, whoever asks.
+    # Seven hundred songs later: less than a page for each, where a thread's stack or a block of sound alone is more.
+    # The allocator takes and keeps a megabyte now and then, whoever asks.
     assert resident() - before < 700 * 4096
     assert len(os.listdir(settings.out)) == 2001
 
