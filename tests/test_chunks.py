@@ -216,6 +216,16 @@ def test_queue_keeps_order() -> None:
     assert queue.take(1) == []
 
 
+def test_queue_gives_one_piece() -> None:
+    """Copied only where it lies in several blocks."""
+    queue, blocks = Queue(), ramp(100).split(40, dim=-1)
+    for block in blocks:
+        queue.push(block)
+    assert queue.piece(30).data_ptr() == blocks[0].data_ptr() and queue.held == 70
+    assert torch.equal(queue.piece(60), ramp(100)[:, 30:90])
+    assert torch.equal(queue.piece(1000), ramp(100)[:, 90:]) and queue.held == 0
+
+
 @given(more=st.integers(0, 60), context=st.integers(1, 20), data=st.data())
 def test_halves_are_crossed_over_without_a_step(more: int, context: int, data: st.DataObject) -> None:
     """0 in the left half and 1 in the right: no step is larger than the fade's, and both cores keep their far ends."""

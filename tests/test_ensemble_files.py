@@ -6,16 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 from voices import noise
 
 from vocalremover.audio import Encoding, Reader, Tags, Writer, read, write
 from vocalremover.ensemble import Rule, combine_files
-from vocalremover.ensemble.streams import abreast, placed
 from vocalremover.errors import AudioError, UsageError
+from vocalremover.streams import placed
 
 FLOAT = Encoding("wav", "32f")
 RATE = 44100
@@ -190,28 +188,3 @@ def test_progress_sees_both_passes(put: Callable[..., Path]) -> None:
     song = noise(2, 150_000)
     combined([put("a.wav", song), put("b.wav", song)], "min", progress=counting)
     assert seen == {"measuring": 150_000, "combining": 150_000}
-
-
-# Streams
-
-
-@given(st.lists(st.lists(st.integers(0, 40), max_size=6), min_size=1, max_size=4))
-@settings(deadline=None)
-def test_streams_abreast(sizes: list[list[int]]) -> None:
-    """Everything of every stream comes once and in order; what ended before the longest ends in zeros."""
-    songs = [torch.arange(1.0, sum(one) + 1)[None] for one in sizes]
-    streams = [song.split(one, dim=-1) if one else [] for song, one in zip(songs, sizes, strict=True)]
-    pieces = list(abreast(streams))
-    longest = max(song.shape[-1] for song in songs)
-    for number, song in enumerate(songs):
-        joined = torch.cat([torch.zeros(1, 0), *(piece[number] for piece in pieces)], dim=-1)
-        assert torch.equal(joined, torch.nn.functional.pad(song, (0, longest - song.shape[-1])))
-
-
-@given(st.lists(st.integers(1, 30), max_size=6), st.integers(-50, 50), st.integers(0, 200))
-@settings(deadline=None)
-def test_placed(sizes: list[int], lag: int, samples: int) -> None:
-    song = torch.arange(1.0, sum(sizes) + 1)[None]
-    joined = torch.cat([torch.zeros(1, 0), *placed(song.split(sizes, dim=-1) if sizes else [], lag, samples)], dim=-1)
-    padded = torch.nn.functional.pad(song, (max(-lag, 0), samples))[:, max(lag, 0) :][:, :samples]
-    assert torch.equal(joined, torch.nn.functional.pad(padded, (0, samples - padded.shape[-1])) if sizes else song)

@@ -33,6 +33,7 @@ FLOORS = {
     "vocalremover.pictures": 2,
     "vocalremover.spectrogram": 1,
     "vocalremover.staging": 1,
+    "vocalremover.streams": 2,
     "vocalremover.audio": 1,
     "vocalremover.errors": 0,
 }

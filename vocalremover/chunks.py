@@ -158,6 +158,12 @@ class Queue:
             self.held -= block.shape[-1]
         return pieces
 
+    def piece(self, count: int) -> Tensor:
+        """Removes the first `count`, or all that is held if that is less, and returns them as one; something must be
+        held."""
+        pieces = self.take(count)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
 
 def tap(blocks: Iterable[Tensor], queue: Queue) -> Iterator[Tensor]:
     """The blocks as they are; the queue gets them too."""

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from vocalremover.chunks import Chunking
 from vocalremover.ensemble.rules import Rule
-from vocalremover.ensemble.streams import abreast
 from vocalremover.models import ModelSpec
 from vocalremover.separate import Separator
 from vocalremover.separate.runner import Runner
 from vocalremover.separate.spectra import Spectra
 from vocalremover.spectrogram import STFT
+from vocalremover.streams import abreast
 
 Masks = Callable[[Iterable[Tensor], float | None], Iterator[Tensor]]
 

@@ -20,10 +20,10 @@ from vocalremover.chunks import Queue, tap
 from vocalremover.devices import choose_device, choose_precision, fetch, send
 from vocalremover.ensemble.choir import PAIR, Choir, grid
 from vocalremover.ensemble.rules import Rule
-from vocalremover.ensemble.streams import abreast
 from vocalremover.errors import UsageError
 from vocalremover.models import ModelSpec
 from vocalremover.separate import DEFAULTS, Inference, Progress, Separator, Stems
+from vocalremover.streams import abreast
 
 MIN = Rule("min")
 Peaks = tuple[float | None, ...]
@@ -248,7 +248,7 @@ def _voices(separators: Sequence[Separator], rule: Rule, stems: Sequence[str]) -
 
 def _whole(queue: Queue, samples: int) -> Tensor:
     """So many samples of a queue in one piece, float32."""
-    return torch.cat(queue.take(samples), dim=-1).to("cpu", torch.float32)
+    return queue.piece(samples).to("cpu", torch.float32)
 
 
 def _peaks(voices: Sequence[Separator], blocks: Iterable[Tensor], rate: int) -> list[float | None]:

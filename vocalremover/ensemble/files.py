@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vocalremover.audio import Encoding, Reader, Writer, resample
 from vocalremover.ensemble.rules import Rule
-from vocalremover.ensemble.streams import abreast, placed
 from vocalremover.errors import AudioError, UsageError
+from vocalremover.streams import abreast, placed
 
 LAG = 0.1  # seconds
 STRETCH = 1 << 16  # samples that are compared at a time, much more than LAG

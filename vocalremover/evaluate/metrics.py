@@ -90,14 +90,12 @@ class Meter:
             raise UsageError(f"stems of different shapes cannot be held against each other: {sorted(shapes)}")
         self._held.push(torch.stack([torch.stack([estimates[s], references[s]]) for s in self._stems]))
         while self._held.held >= self._rate:
-            second = self._held.peek(self._rate).double()
-            self._held.take(self._rate)
-            self._measure(second, whole=True)
+            self._measure(self._held.piece(self._rate).double(), whole=True)
 
     def scores(self) -> dict[str, Scores]:
         """The scores of every stem; call it once, after the last block."""
         if self._held.held:
-            self._measure(self._held.peek(self._held.held).double(), whole=False)
+            self._measure(self._held.piece(self._held.held).double(), whole=False)
         return {stem: self._scores(stem) for stem in self._stems}
 
     def _measure(self, block: Tensor, whole: bool) -> None:  # [stems, 2 (estimate, reference), channels, samples]

@@ -114,12 +114,7 @@ class _Waiting:
         """The next `[channels, samples]`, or as many as there are."""
         while self._queue.held < samples and (block := next(self._blocks, None)) is not None:
             self._queue.push(block)
-        count = min(samples, self._queue.held)
-        if not count:
-            return torch.zeros(1, 0)
-        taken = self._queue.peek(count)
-        self._queue.take(count)
-        return taken
+        return self._queue.piece(samples) if self._queue.held else torch.zeros(1, 0)
 
 
 def _assembled(name: str, files: dict[str, list[Path]]) -> Multitrack | None:

@@ -21,6 +21,7 @@ from vocalremover.chunks import Queue
 from vocalremover.errors import AudioError, InputError
 from vocalremover.evaluate.metrics import Meter, Scores, ideal_vocals
 from vocalremover.evaluate.multitracks import Multitrack, Parts, audio_files, blocks, find_multitracks, role_of
+from vocalremover.streams import abreast
 
 STEMS = ("vocals", "instrumental")
 KINDS = ("estimate", "floor", "ceiling")
@@ -210,18 +211,6 @@ def _together(streams: dict[str, Blocks], leading: Sequence[str] = ()) -> Iterat
 
     Streams that do not lead and end earlier are silent from there on, as museval has it.
     """
-    queues = {name: Queue() for name in streams}
-    while True:
-        for name, stream in streams.items():
-            while not queues[name].held and (block := next(stream, None)) is not None:
-                queues[name].push(block)
-        count = min(queues[name].held for name in leading or streams)
-        if not count:
-            return
-        count = min(queue.held for queue in queues.values() if queue.held)
-        row = {}
-        for name, queue in queues.items():
-            row[name] = queue.peek(count) if queue.held else None
-            queue.take(count)
-        shape = next(block for block in row.values() if block is not None).shape
-        yield {name: torch.zeros(shape) if block is None else block for name, block in row.items()}
+    names = list(streams)
+    for row in abreast(list(streams.values()), [names.index(name) for name in leading or names]):
+        yield dict(zip(names, row, strict=True))

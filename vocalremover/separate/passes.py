@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import tee
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from vocalremover.chunks import Chunking, Queue
+from vocalremover.chunks import Chunking
+from vocalremover.streams import abreast
 
 Work = Callable[[Iterable[Tensor], Chunking, int], Iterable[Tensor]]
 
@@ -71,19 +71,5 @@ def displace(
 
 
 def average(answers: Sequence[Iterable[Tensor]]) -> Iterator[Tensor]:
-    """The mean of several streams of blocks `[..., n]` of any sizes, equally long in all.
-
-    The stream that is behind is asked next, so that what the others wait with stays within their largest blocks.
-    """
-    if len(answers) == 1:
-        yield from answers[0]
-        return
-    streams, queues = [iter(answer) for answer in answers], [Queue() for _ in answers]
-    while True:
-        for stream, queue in zip(streams, queues, strict=True):
-            while not queue.held and (block := next(stream, None)) is not None:
-                queue.push(block)
-        ready = min(queue.held for queue in queues)
-        if not ready:
-            return
-        yield sum(torch.cat(queue.take(ready), dim=-1) for queue in queues) / len(queues)
+    """The mean of several streams of blocks `[..., n]` of any sizes, equally long in all."""
+    return iter(answers[0]) if len(answers) == 1 else (sum(blocks) / len(blocks) for blocks in abreast(answers))

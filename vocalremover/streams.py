@@ -1,17 +1,17 @@
 """Several streams of blocks `[..., samples]` side by side: the same stretch of each at a time, in bounded memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vocalremover.chunks import Queue
 
 
-def abreast(streams: Sequence[Iterable[Tensor]]) -> Iterator[list[Tensor]]:
+def abreast(streams: Sequence[Iterable[Tensor]], leading: Collection[int] = ()) -> Iterator[list[Tensor]]:
     """Streams in blocks of any sizes -> lists with an equally long block of each; the shorter ones end in zeros.
 
+    leading: the numbers of the streams of which the shortest decides on the end; without any, the longest of all does.
     Only the stream that is furthest behind is asked for more, so that what is held is what one stream gives at a time
     ahead of the others, however long they are. Where some streams are empty, the others' blocks come with zeros of
     their own shape in the place of these.
@@ -19,16 +19,17 @@ def abreast(streams: Sequence[Iterable[Tensor]]) -> Iterator[list[Tensor]]:
     running = [iter(stream) for stream in streams]
     queues = [Queue() for _ in streams]
     open_ones = set(range(len(running)))
-    while open_ones:
+    while open_ones and all(number in open_ones or queues[number].held for number in leading):
         behind = min(open_ones, key=lambda number: queues[number].held)
         block = next(running[behind], None)
         if block is None:
             open_ones.discard(behind)
         else:
             queues[behind].push(block)
-        ready = min((queues[number].held for number in open_ones), default=max(queue.held for queue in queues))
+        longest = max(queue.held for queue in queues)
+        ready = min((queues[number].held for number in open_ones.union(leading)), default=longest)
         if ready:
-            yield _level([queue.take(ready) for queue in queues], ready)
+            yield _level(queues, ready)
 
 
 def placed(blocks: Iterable[Tensor], lag: int, samples: int) -> Iterator[Tensor]:
@@ -46,8 +47,10 @@ def placed(blocks: Iterable[Tensor], lag: int, samples: int) -> Iterator[Tensor]
         yield template.new_zeros(*template.shape[:-1], samples - max(done, 0))
 
 
-def _level(pieces: Sequence[list[Tensor]], samples: int) -> list[Tensor]:
-    """One block of so many samples of every stream."""
-    shape = next(piece for one in pieces for piece in one)
-    blocks = [torch.cat(one, dim=-1) if one else shape[..., :0] for one in pieces]
-    return [F.pad(block, (0, samples - block.shape[-1])) for block in blocks]
+def _level(queues: Sequence[Queue], samples: int) -> list[Tensor]:
+    """One block of so many samples of every stream; some of them hold as many."""
+    pieces = [queue.piece(samples) if queue.held else None for queue in queues]
+    silence = next(piece for piece in pieces if piece is not None)[..., :0]
+    blocks = [silence if piece is None else piece for piece in pieces]
+    missing = [samples - block.shape[-1] for block in blocks]
+    return [F.pad(block, (0, more)) if more else block for block, more in zip(blocks, missing, strict=True)]
