@@ -17,7 +17,7 @@ models/bs_roformer/bs_roformer.py.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from einops import rearrange
@@ -29,16 +29,15 @@ from vocalremover.networks.roformer import (
     Bands,
     BandSplit,
     Blocks,
-    HyperConnection,
     Layout,
     LinearAttention,
     MaskEstimator,
     PolarEmbedding,
-    Residual,
     RMSNorm,
     Shapes,
     Transformer,
     body_arguments,
+    connect,
     estimate,
 )
 
@@ -66,8 +65,8 @@ class BSRoformer(nn.Module):
     freqs_per_bands: bins of each band; they sum up to stft_n_fft / 2 + 1. mask_estimator_depth: linear layers of a mask
     estimator. skip_connection: a block sees all earlier blocks' outputs. zero_dc: the lowest bin gets no mask (default:
     True for "msst"). use_pope: polar position embeddings in place of rotary ones. dropout acts in training only,
-    use_torch_checkpoint there saves memory. freq_range (lowest bin,
-    first bin above, -1 for the end), num_residual_streams and mc_hyper_conn_sinkhorn_iters are of "lucidrains" only.
+    use_torch_checkpoint there saves memory. freq_range (lowest bin, first bin above, -1 for the end),
+    num_residual_streams and mc_hyper_conn_sinkhorn_iters are of "lucidrains" only.
 
     What changes no mask is accepted and not used: the kernel of attention, the hop, the window and the scaling of the
     STFT (bands are normalised), the resolutions of the loss. Raises ModelError for settings that contradict each other.
@@ -114,19 +113,13 @@ class BSRoformer(nn.Module):
     ) -> None:
         super().__init__()
         msst = layout == "msst"
-        if num_residual_fracs != 1:
-            raise ModelError("residual streams cannot be split (num_residual_fracs must be 1)")
         if not msst and linear_transformer_depth:
             raise ModelError("the lucidrains layout of BS-RoFormer has no linear attention")
-        streams = (1 if msst else 4) if num_residual_streams is None else num_residual_streams
-        if msst and streams != 1:
-            raise ModelError("the msst layout has one residual stream; layout: lucidrains has several")
+        streams, connection = connect(
+            layout, dim, num_residual_streams, num_residual_fracs, mc_hyper_conn_sinkhorn_iters
+        )
         self.bands = side_by_side(freqs_per_bands, stft_n_fft // 2 + 1, 2 if stereo else 1, freq_range,
                                   zero_dc=msst if zero_dc is None else zero_dc)  # fmt: skip
-        connection = None
-        if not msst:
-            connection = partial(HyperConnection, dim=dim, streams=streams, iterations=mc_hyper_conn_sinkhorn_iters)
-            connection = Residual if streams == 1 else connection
         time, frequency = (PolarEmbedding(heads, dim_head) if use_pope else None for _ in range(2))
         self.layers = nn.ModuleList()
         for block in range(depth):
@@ -161,8 +154,7 @@ def side_by_side(
     lowest, end = max(lowest, 0), total if end == -1 else end
     if sum(counts) != end - lowest or not 0 <= lowest < end <= total:
         raise ModelError(f"freqs_per_bands sum up to {sum(counts)} bins, but there are {end - lowest} to be covered")
-    starts = accumulate(counts, initial=lowest)
-    bins = [range(start, start + count) for start, count in zip(starts, counts, strict=False)]
+    bins = [range(*edges) for edges in pairwise(accumulate(counts, initial=lowest))]
     return Bands(bins, total, channels, silent=(0,) if zero_dc else ())
 
 

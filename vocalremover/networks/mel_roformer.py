@@ -31,15 +31,14 @@ from vocalremover.networks.roformer import (
     Bands,
     BandSplit,
     Blocks,
-    HyperConnection,
     Layout,
     LinearAttention,
     MaskEstimator,
     PolarEmbedding,
-    Residual,
     Shapes,
     Transformer,
     body_arguments,
+    connect,
     estimate,
 )
 
@@ -135,11 +134,7 @@ class MelBandRoformer(nn.Module):
     ) -> None:
         super().__init__()
         msst = layout == "msst"
-        if num_residual_fracs != 1:
-            raise ModelError("residual streams cannot be split (num_residual_fracs must be 1)")
-        streams = (1 if msst else 4) if num_residual_streams is None else num_residual_streams
-        if msst and streams != 1:
-            raise ModelError("the msst layout has one residual stream; layout: lucidrains has several")
+        streams, connection = connect(layout, dim, num_residual_streams, num_residual_fracs)
         linears = (0 if msst else 1) if linear_transformer_depth is None else linear_transformer_depth
         self.bands = Bands(
             mel_bands(num_bands, stft_n_fft, sample_rate, corners=msst),
@@ -148,10 +143,6 @@ class MelBandRoformer(nn.Module):
             silent=(0,) if (msst if zero_dc is None else zero_dc) else (),
         )
         values = add_value_residual and not msst
-        connection = None
-        if not msst:
-            connection = partial(HyperConnection, dim=dim, streams=streams)
-            connection = Residual if streams == 1 else connection
         time, frequency = (PolarEmbedding(heads, dim_head) if use_pope else None for _ in range(2))
         self.layers = nn.ModuleList()
         for block in range(depth):

@@ -316,6 +316,24 @@ class HyperConnection(nn.Module):
         return rearrange(streams, "rows n s d -> (rows s) n d"), values
 
 
+def connect(
+    layout: Layout, dim: int, streams: int | None, fractions: int, iterations: int = 2
+) -> tuple[int, Callable[[nn.Module], nn.Module] | None]:
+    """The residual streams, by default the layout's, and what makes a branch a connection; None where that is plain.
+
+    iterations: of a hyper-connection. Raises ModelError for what the layout has not.
+    """
+    if fractions != 1:
+        raise ModelError("residual streams cannot be split (num_residual_fracs must be 1)")
+    if layout == "msst":
+        if streams not in (None, 1):
+            raise ModelError("the msst layout has one residual stream; layout: lucidrains has several")
+        return 1, None
+    streams = 4 if streams is None else streams
+    several = partial(HyperConnection, dim=dim, streams=streams, iterations=iterations)
+    return streams, Residual if streams == 1 else several
+
+
 class Transformer(nn.Module):
     """Attention and feed-forward in turn, `depth` times, each in a residual connection; then a norm, if there is one.
 
