@@ -17,6 +17,7 @@ FLOORS = {
     "vocalremover.__main__": 11,
     "vocalremover.cli": 10,
     "vocalremover.report": 9,
+    "vocalremover.doctor": 9,
     "vocalremover.batch": 8,
     "vocalremover.training": 8,
     "vocalremover.ensemble": 7,
@@ -32,6 +33,7 @@ FLOORS = {
     "vocalremover.devices": 1,
     "vocalremover.pictures": 2,
     "vocalremover.spectrogram": 1,
+    "vocalremover.machine": 1,
     "vocalremover.staging": 1,
     "vocalremover.streams": 2,
     "vocalremover.audio": 1,
@@ -40,7 +42,7 @@ FLOORS = {
 # Networks are documents: they share layers.py and nothing else, not even with each other.
 TOGETHER = tuple(
     f"vocalremover.{room}"
-    for room in "audio batch checkpoint cli ensemble evaluate separate training".split()
+    for room in "audio batch checkpoint cli doctor ensemble evaluate separate training".split()
 )
 
 

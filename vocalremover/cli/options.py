@@ -64,7 +64,8 @@ def _bitrate(context: click.Context, parameter: click.Parameter, text: str | Non
     return number * 1000 if match[2] or number < 1000 else number
 
 
-def _device(context: click.Context, parameter: click.Parameter, names: str) -> str:
+def device_name(context: click.Context, parameter: click.Parameter, names: str) -> str:
+    """The word as it is; BadParameter for one that names no device."""
     for name in names.split(","):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps|all", name.strip()):
             raise click.BadParameter(f"{name!r} is none of auto, cpu, cuda, cuda:N, mps, all", context, parameter)
@@ -253,7 +254,7 @@ OPTIONS: Mapping[type, tuple[Callable, ...]] = {
     ),
     Computing: (
         option(
-            "Device", "-d", "--device", default="auto", show_default=True, callback=_device, metavar="NAME",
+            "Device", "-d", "--device", default="auto", show_default=True, callback=device_name, metavar="NAME",
             help="auto, cpu, cuda, cuda:N, mps; cuda:0,cuda:1 or all for several.",
         ),
         option("Device", "-g", "--gpu", type=click.IntRange(min=-1), metavar="N", help="As -d cuda:N; -1: -d cpu."),
