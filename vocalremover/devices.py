@@ -1,6 +1,8 @@
-"""Names in, devices out: what PyTorch can compute on here, and in which precision."""
+"""Names in, devices out: what PyTorch can compute on here, in which precision; and how blocks get there and back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -67,26 +69,95 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "fp32"
 
 
+@lru_cache
+def _way(device: torch.device, direction: str) -> torch.cuda.Stream:
+    """The stream of a device for copies in one direction: "in" or "out"."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """What is done inside goes to the stream, after all that the current stream was given before; None changes nothing.
+
+    Tensors made inside belong to the stream: `accept` lets the current one use them.
+    """
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        yield
+
+
+def accept(block: Tensor, made: torch.cuda.Event | None) -> Tensor:
+    """The block of another stream for the current one, which waits for the event first; nobody else does."""
+    if made is not None:
+        current = torch.cuda.current_stream(block.device)
+        current.wait_event(made)
+        block.record_stream(current)  # its memory is not given away before the current stream is done with it
+    return block
+
+
+def mark(block: Tensor) -> torch.cuda.Event | None:
+    """An event after all that the current stream of the block's device has been given; None where nothing waits."""
+    return torch.cuda.current_stream(block.device).record_event() if block.device.type == "cuda" else None
+
+
+def copied(block: Tensor) -> Tensor:
+    """The block on the CPU. From a CUDA device it comes into pinned memory, and is there once `mark` after it is."""
+    if block.device.type != "cuda":
+        return block.cpu()
+    return torch.empty(block.shape, dtype=block.dtype, pin_memory=True).copy_(block, non_blocking=True)
+
+
 def send(block: Tensor, device: torch.device) -> Tensor:
-    """The block on the device. To a CUDA device it goes from pinned memory, and nobody waits for the copy."""
+    """The block on the device. To a CUDA device it goes from pinned memory on a stream for that; nobody waits."""
     if device.type != "cuda" or block.device.type != "cpu":
         return block.to(device)
-    return block.pin_memory().to(device, non_blocking=True)
+    with torch.cuda.stream(_way(device, "in")):
+        there = block.pin_memory().to(device, non_blocking=True)
+        made = mark(there)
+    return accept(there, made)
 
 
 def fetch(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The blocks on the CPU, in order. From a CUDA device one is copied while the one after it is computed."""
+    """The blocks on the CPU, in order. From a CUDA device one is copied, on a stream for that, while the next is made.
+    """
     waiting: tuple[Tensor, torch.cuda.Event] | None = None
     for block in blocks:
         if block.device.type != "cuda":
             yield block.cpu()
             continue
-        copied = torch.empty(block.shape, dtype=block.dtype, pin_memory=True).copy_(block, non_blocking=True)
-        event = torch.cuda.current_stream(block.device).record_event()
+        way = _way(block.device, "out")
+        with beside(way):
+            started = copied(block), mark(block)
+        block.record_stream(way)
         if waiting:
             waiting[1].synchronize()
             yield waiting[0]
-        waiting = copied, event
+        waiting = started
     if waiting:
         waiting[1].synchronize()
         yield waiting[0]
+
+
+def record(work: Callable[[], Tensor], pool: object) -> tuple[Callable[[], None], Tensor]:
+    """Records what `work` gives the current stream to do, which is not the default one: how to do it again, its answer.
+
+    All of `work` must have run on this stream before. The answer and all between lie in the pool and are written over
+    each time; graphs of one pool must run one after the other. RuntimeError for what cannot be recorded, such as work
+    that waits for the device.
+    """
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.current_stream()
+    # Other threads may ask the driver for memory meanwhile: that concerns this recording only in its own thread.
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        answer = work()
+    return graph.replay, answer
+
+
+def roomy(device: torch.device) -> bool:
+    """Whether half of a CUDA device's memory is free, what PyTorch holds ready included."""
+    free, total = torch.cuda.mem_get_info(device)
+    ready = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + ready >= total / 2

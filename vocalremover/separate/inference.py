@@ -54,6 +54,13 @@ QUALITIES = {
 }
 
 
+ACCELERATIONS = {
+    "auto": "CUDA graphs for full batches on a CUDA device, which cost no time to begin with; nothing elsewhere",
+    "none": "every kernel is started by itself",
+    "compile": "the network's blocks compiled, too: a minute or more at the start, for many songs on a GPU",
+}
+
+
 @dataclass(frozen=True)
 class Inference:
     """How a model is run, for every family. None is the preset's or the recipe's; what is given here wins.
@@ -64,7 +71,7 @@ class Inference:
     that it shares with its neighbours. shifts: passes whose windows are displaced by k/shifts of a core, averaged.
     tta: more passes, with the sides swapped, the polarity inverted where that changes anything, and the windows
     displaced by half a core. crops: a pass for each pair of core and padding in frames instead, for spectrogram
-    models, such as ORIGINAL_TTA.
+    models, such as ORIGINAL_TTA. acceleration: a key of ACCELERATIONS.
     """
 
     precision: str = "auto"
@@ -77,11 +84,14 @@ class Inference:
     shifts: int | None = None
     tta: bool = False
     crops: tuple[tuple[int, int], ...] = ()
+    acceleration: str = "auto"
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that contradict each other, whatever the model."""
         if self.quality not in QUALITIES:
             raise UsageError(f"the quality must be {', '.join(QUALITIES)}, not {self.quality!r}")
+        if self.acceleration not in ACCELERATIONS:
+            raise UsageError(f"the acceleration must be {', '.join(ACCELERATIONS)}, not {self.acceleration!r}")
         for name, least in (("batch", 1), ("size", 1), ("context", 0), ("shifts", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

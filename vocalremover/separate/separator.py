@@ -58,7 +58,10 @@ class Separator:
         self.chunking = self.passes[0].chunking
         precision, batch = choose_precision(inference.precision, self.device), choose_batch(inference, self.device)
         cast = spec.domain == "waveform"
-        self._runner = Runner(network.to(self.device).eval(), self.device, precision, batch, spec.name, cast=cast)
+        self._runner = Runner(
+            network.to(self.device).eval(), self.device, precision, batch, spec.name,
+            cast=cast, acceleration=inference.acceleration,
+        )  # fmt: skip
         self._runner.warnings.extend(spec.warnings)
         # Apple's GPUs lack some complex operations, so there only the network runs on the device.
         self._signal_device = torch.device("cpu") if self.device.type == "mps" else self.device
@@ -115,6 +118,7 @@ class Separator:
             "device": str(self.device),
             "precision": self.precision,
             "batch": self.batch,
+            "compiled": self.inference.acceleration == "compile",
             "quality": self.inference.quality,
             "unit": self._runner.unit,
             "overlap": round(self.chunking.overlap, 4),

@@ -65,15 +65,16 @@ class Spectra:
         return passes.displace(magnitudes, shift, lambda blocks: self._blended(blocks, chunking))
 
     def _blended(self, magnitudes: Iterable[Tensor], chunking: Chunking) -> Iterator[Tensor]:
-        batches = group(cut(magnitudes, chunking), self._runner.batch)
+        batches = (
+            ((places, contents.shape), contents.reshape(-1, *contents.shape[-3:]))
+            for places, contents in group(cut(magnitudes, chunking), self._runner.batch)
+        )
         windows = (
-            pair for places, contents in batches for pair in zip(places, self._apply(contents, chunking), strict=True)
+            pair
+            for (places, shape), masks in self._runner.stream(batches, chunking)
+            for pair in zip(places, masks.reshape(shape), strict=True)
         )
         return blend(windows, chunking)
-
-    def _apply(self, contents: Tensor, chunking: Chunking) -> Tensor:
-        """Windows `[..., 2, bins, frames]` -> their masks."""
-        return self._runner(contents.reshape(-1, *contents.shape[-3:]), chunking).reshape(contents.shape)
 
     def _recurrent(self, magnitudes: Iterable[Tensor], chunking: Chunking, shift: int) -> Iterator[Tensor]:
         """For a network that reads the two crops before: X, PX, PY, PX2 and PY2 stacked along the channels.

@@ -71,7 +71,7 @@ class Waves:
             spare = chunking.whole - song.shape[-1]
             lead = spare * shift // chunking.size
             window = F.pad(song, (lead, spare - lead))
-            yield self._apply(window, chunking)[..., lead : lead + song.shape[-1]]
+            yield self._runner(window, _halved(chunking))[..., lead : lead + song.shape[-1]]
             return
         # The first window of the reference begins a whole border before the song, of which half is context here.
         lead = (chunking.context + shift) % chunking.size
@@ -79,13 +79,18 @@ class Waves:
         yield from passes.displace(song, lead, lambda led: self._blended(led, chunking))
 
     def _blended(self, blocks: Iterable[Tensor], chunking: Chunking) -> Iterator[Tensor]:
-        def answers() -> Iterator[tuple]:
-            for places, contents in group(cut(blocks, chunking), self._runner.batch):
-                answer = self._apply(rearrange(contents, "windows pairs ... -> (windows pairs) ..."), chunking)
-                yield from zip(places, answer.unflatten(0, contents.shape[:2]), strict=True)
+        batches = (
+            ((places, contents.shape[:2]), rearrange(contents, "windows pairs ... -> (windows pairs) ..."))
+            for places, contents in group(cut(blocks, chunking), self._runner.batch)
+        )
+        windows = (
+            pair
+            for (places, shape), answer in self._runner.stream(batches, _halved(chunking))
+            for pair in zip(places, answer.unflatten(0, shape), strict=True)
+        )
+        return blend(windows, chunking)
 
-        return blend(answers(), chunking)
 
-    def _apply(self, windows: Tensor, chunking: Chunking) -> Tensor:
-        """Windows `[batch, sides, samples]` -> `[batch, heads, sides, samples]`; where memory is short, in halves."""
-        return self._runner(windows, replace(chunking, multiple=1))
+def _halved(chunking: Chunking) -> Chunking:
+    """The same windows `[batch, sides, samples]`; where memory is short, they may be cut in halves of any width."""
+    return replace(chunking, multiple=1)
