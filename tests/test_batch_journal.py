@@ -30,7 +30,7 @@ def run(song: Path, settings: Settings, share: float = 0.25) -> Result:
 
 
 def state(song: Path, settings: Settings, share: float = 0.25) -> str:
-    (step,) = batch.preview(batch.plan([song], settings), settings, FakeSeparator(share).describe())
+    (step,) = batch.preview(batch.plan([song], settings), settings, FakeSeparator(share).describe)
     return step.state
 
 
@@ -44,6 +44,20 @@ def test_what_is_done_is_skipped_and_not_touched(make_song: Make, settings: Sett
     assert (first.state, again.state, again.error) == ("done", "skipped", None)
     assert {path: path.stat() for path in before} == before
     assert list(again.record()["outputs"]) == ["vocals", "instrumental"]
+
+
+def test_a_model_is_described_where_stems_exist(make_song: Make, settings: Settings) -> None:
+    """Not before: its weights are read for that."""
+    jobs = batch.plan([make_song()], settings)
+    asked = []
+
+    def describe() -> dict[str, object]:
+        asked.append(True)
+        return FakeSeparator().describe()
+
+    assert [step.state for step in batch.preview(jobs, settings, describe)] == ["new"] and not asked
+    list(batch.run(jobs, FakeSeparator(), settings))
+    assert [step.state for step in batch.preview(jobs, settings, describe)] == ["done"] and len(asked) == 1
 
 
 def test_another_model_setting_or_song_is_made_again(make_song: Make, settings: Settings) -> None:

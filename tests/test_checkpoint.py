@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vocalremover import checkpoint
-from vocalremover.checkpoint import claims, recognition
+from vocalremover.checkpoint import claims, recognition, store
 from vocalremover.chunks import Chunking, trapezoid
 from vocalremover.errors import ModelError
 from vocalremover.models import MODELS, NETWORKS, ModelSpec
@@ -350,6 +350,29 @@ def test_sha256(tmp_path: Path) -> None:
     """The digest of "abc" is the first example of FIPS 180-2."""
     (tmp_path / "abc").write_bytes(b"abc")
     assert checkpoint.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_weights_are_read_for_their_digest_once_and_only_when_it_is_asked_for(
+    tmp_path: Path, spec: ModelSpec, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, spec, state)
+    read, plain = [], store.sha256
+    monkeypatch.setattr(store, "sha256", lambda path: read.append(path) or plain(path))
+    first, again = (checkpoint.load(path)[0] for _ in range(2))
+    assert not read
+    assert first.digest == again.digest == first.digest == plain(path) and len(read) == 1
+
+
+def test_a_file_that_is_another_by_now_has_no_digest(tmp_path: Path, spec: ModelSpec, state: dict[str, Tensor]) -> None:
+    paths = [tmp_path / f"{name}.safetensors" for name in ("replaced", "removed")]
+    for path in paths:
+        checkpoint.save(path, spec, state)
+    loaded = [checkpoint.load(path)[0] for path in paths]
+    checkpoint.save(paths[0], spec, state)
+    os.utime(paths[0], (1, 1))
+    paths[1].unlink()
+    assert [one.digest for one in loaded] == [None, None]
 
 
 def test_the_umask_decides_who_may_read(tmp_path: Path, spec: ModelSpec, state: dict[str, Tensor]) -> None:

@@ -90,7 +90,7 @@ class ModelSpec:
     the output of the crops before. filename and url: what the author's file is called and where he published it.
     sha256: that of this file, where it is known; in a converted file, that of the one it was made from. aliases: other
     names under which the same file is handed on. warnings: a sentence for everything about a file that was guessed or
-    left out. digest: the SHA-256 of the very file that was loaded. These two are of the moment and never stored.
+    left out. read_digest: what `digest` asks. These two are of the moment and never stored.
     """
 
     name: str
@@ -112,7 +112,12 @@ class ModelSpec:
     note: str = ""
     aliases: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    digest: str | None = field(default=None, compare=False)
+    read_digest: Callable[[], str | None] | None = field(default=None, compare=False)
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 of the file that was loaded, which is read for it; None where that is no longer the same file."""
+        return self.read_digest() if self.read_digest else None
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -2,13 +2,15 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vocalremover.batch.journal import Entry, Journal, Origin, Stamp, describe, digest
 from vocalremover.batch.plan import Job
 from vocalremover.batch.settings import Settings
+
+Description = Callable[[], Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,14 @@ class Step:
 class Ledger:
     """The journals of all folders that a run writes into, each read when it is first needed.
 
-    description: what `Separator.describe` says, or None where no model is at hand: then nothing counts as done.
+    description: `Separator.describe`, which is asked once there are stems to tell of: it may read all weights.
     """
 
-    def __init__(self, settings: Settings, description: Mapping[str, object] | None) -> None:
+    def __init__(self, settings: Settings, description: Description) -> None:
         self.settings = settings
-        self._making = describe(settings, description) if description is not None else {}
-        self._digest = digest(self._making) if description is not None else None
+        self._description = description
         self._lock = threading.Lock()
+        self._made: Mapping[str, object] | None = None
         self._journals: dict[Path, Journal] = {}
 
     def step(self, job: Job) -> Step:
@@ -61,7 +63,16 @@ class Ledger:
 
     def note(self, job: Job, origin: Origin, stamps: Mapping[str, Stamp], done: bool) -> None:
         """Writes into the journal; see `Journal.note`."""
-        self._journal(job).note(job, origin, stamps, self._making, done)
+        self._journal(job).note(job, origin, stamps, self._making(), done)
+
+    def _is_made(self, entry: Entry) -> bool:
+        return entry.making == digest(self._making())
+
+    def _making(self) -> Mapping[str, object]:
+        with self._lock:  # several songs may ask at once, and one answer is enough
+            if self._made is None:
+                self._made = describe(self.settings, self._description())
+            return self._made
 
     def _journal(self, job: Job) -> Journal:
         folder = self.settings.home(job.input)
@@ -76,7 +87,7 @@ class Ledger:
         entries = {stem: journal.entry(output) for stem, output in job.outputs.items()}
         same = {entry.origin: entry.origin.is_same(job.input) for entry in entries.values() if entry}
         if len(existing) == len(entries) and all(
-            entry and entry.done and entry.stem == stem and entry.making == self._digest and same[entry.origin]
+            entry and entry.done and entry.stem == stem and same[entry.origin] and self._is_made(entry)
             for stem, entry in entries.items()
         ):
             return "done", ""
@@ -87,8 +98,8 @@ class Ledger:
         return "stale", ""
 
 
-def preview(jobs: Iterable[Job], settings: Settings, description: Mapping[str, object] | None) -> Iterator[Step]:
-    """What `run` would do with each job, without doing or writing anything."""
+def preview(jobs: Iterable[Job], settings: Settings, description: Description) -> Iterator[Step]:
+    """What `run` would do with each job, without doing or writing anything. description: `Separator.describe`."""
     ledger = Ledger(settings, description)
     return (ledger.step(job) for job in jobs)
 

@@ -61,7 +61,7 @@ class Crew:
         self._jobs = enumerate(jobs)
         self._separators = separators
         self._progress = progress
-        self._ledger = Ledger(settings, separators[0].describe())
+        self._ledger = Ledger(settings, separators[0].describe)
         encoded = min(MOST_ENCODED, max(1, (os.cpu_count() or 1) // len(settings.stems)))
         self._most = songs or 2 * len(separators) + encoded
         self._swept: set[Path] = set()

@@ -31,7 +31,7 @@ SENSIBLE = {
 }
 """What a description may say in these fields."""
 LARGEST = 1 << 16  # of a number in a yaml
-UNSTORED = ("warnings", "digest")
+UNSTORED = ("warnings", "read_digest")
 """Fields of a recipe that no file carries."""
 IDLE = (
     "dim_freqs_in", "flash_attn", "match_input_audio_length", "stft_normalized", "stft_window_fn",

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -77,8 +78,10 @@ def load(
     What was guessed or left out is in the recipe's `warnings`. For the name of a model the file must hold that model's
     network. Raises ModelError.
     """
+    path = find(name_or_path).resolve()
+    digest = partial(_digest, path, _stamp(path))
     spec, network = _assemble(name_or_path, config)
-    return replace(spec, digest=sha256(find(name_or_path))), network.float().to(device)
+    return replace(spec, read_digest=digest), network.float().to(device)
 
 
 def verify(name_or_path: str | os.PathLike[str], config: Path | None = None) -> Path:
@@ -207,6 +210,25 @@ def save(
             temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, stamp: tuple[int, int] | None) -> str | None:
+    """The SHA-256 of a file that looked like `stamp` when it was loaded; None if it is another one by now."""
+    try:
+        found = sha256(path)
+    except OSError:
+        return None
+    return found if _stamp(path) == stamp else None
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -113,6 +113,7 @@ def command(
     run = Run(inputs, filing, batch, telling)
     run.check()
     running.listen(telling.verbosity)
+    running.load_libraries()
 
     from vocalremover.ensemble import Rule
 
@@ -163,10 +164,13 @@ def _separate(
         return running.stream(run, loaded[0], settings)
     settings = replace(settings, stems=loaded[0].stems)
     jobs = running.plan(run, settings)
-    description = loaded[0].describe()
+    describe = loaded[0].describe
     if run.batch.dry_run:
-        return running.preview(run, jobs, settings, description)
-    about = {"model": description["model"], "sha256": [model["sha256"] for model in description["models"]]}
+        return running.preview(run, jobs, settings, describe)
+
+    def about() -> dict[str, object]:
+        description = describe()
+        return {"model": description["model"], "sha256": [model["sha256"] for model in description["models"]]}
 
     def results(progress: Progress) -> Iterator[Result]:
         if isinstance(loaded[0], Turns):
@@ -174,7 +178,7 @@ def _separate(
         return separate(jobs, loaded, settings, progress, run.batch.jobs)
 
     passes = len(set(models)) if isinstance(loaded[0], Turns) else 1
-    return running.work(run, jobs, about, description, results, settings, passes)
+    return running.work(run, jobs, about, describe, results, settings, passes)
 
 
 def _in_turn(turns: Turns, jobs: Sequence[Job], settings: Settings, progress: Progress) -> Iterator[Result]:
@@ -184,7 +188,7 @@ def _in_turn(turns: Turns, jobs: Sequence[Job], settings: Settings, progress: Pr
 
     wanted = {
         step.job.input: step.job
-        for step in preview(jobs, settings, turns.describe())
+        for step in preview(jobs, settings, turns.describe)
         if step.state in ("new", "stale", "replace")
     }
     yield from separate([job for job in jobs if job.input not in wanted], turns, settings, progress)
@@ -239,7 +243,7 @@ def _combine(run: Run, rule: Rule) -> int:
     encoding = replace(run.filing, format=Encoding.of(out).format).encoding()
     job = Job(Path(run.inputs[0]), {"combined": out})
     began, duration = perf_counter(), 0.0
-    with Screen(telling.verbosity, [job], {"method": rule.name} if telling.as_json else None) as screen:
+    with Screen(telling.verbosity, [job], (lambda: {"method": rule.name}) if telling.as_json else None) as screen:
         warnings = combine_files(
             run.inputs, out, rule, encoding, run.filing.overwrite,
             progress=lambda blocks, stage, samples: screen.progress(blocks, job, stage, samples),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,12 +56,13 @@ def command(
     results: dict[str, list[SongScores]] = {}
     records = []
     chosen = models if models or stems else ("default",)
-    for name, settings, estimate in contestants(chosen, stems, config, computing):
+    for name, describe, estimate in contestants(chosen, stems, config, computing):
         results[name] = []
         for number, song in enumerate(songs, 1):
             say(f"{name} [{number}/{len(songs)}] {song.name}", -1 if quiet else 0)
             results[name].append(score(song, estimate))
-        records.append({"name": name, "settings": settings, **as_record(results[name])})
+        if as_json:
+            records.append({"name": name, "settings": describe(), **as_record(results[name])})
     if as_json:
         emit(json.dumps({"data": str(data), "results": records}))
     else:
@@ -74,16 +75,16 @@ def command(
 
 def contestants(
     models: Sequence[str], stems: Sequence[Path], config: Path | None, computing: Computing
-) -> Iterator[tuple[str, dict[str, object], Estimate]]:
-    """(name, settings, what gives its stems) of each; a model is loaded when its turn comes."""
+) -> Iterator[tuple[str, Callable[[], dict[str, object]], Estimate]]:
+    """(name, what tells its settings, what gives its stems) of each; a model is loaded when its turn comes."""
     from vocalremover.evaluate.scores import STEMS, found, separated
     from vocalremover.separate import Separator
 
     for model in models:
         separator = Separator.load(model, computing.devices()[0], computing.inference(), config, STEMS)
-        yield model, separator.describe(), separated(separator)
+        yield model, separator.describe, separated(separator)
     for folder in stems:
-        yield str(folder), {}, found(folder)
+        yield str(folder), dict, found(folder)
 
 
 def table(name: str, scores: Sequence[SongScores], measure: str) -> str:

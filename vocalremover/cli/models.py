@@ -78,7 +78,7 @@ def show_info(model: str, config: Path | None, as_json: bool) -> None:
         "chunking": asdict(spec.chunking),
         "recurrent": spec.recurrent,
         "most_frames": spec.most_frames,
-        "sha256": spec.digest or (checkpoint.sha256(path) if path else None),
+        "sha256": checkpoint.sha256(path) if path else None,
         "origin_sha256": spec.sha256,
         "note": spec.note,
         "warnings": list(spec.warnings),

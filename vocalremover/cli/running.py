@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -19,6 +20,7 @@ from vocalremover.cli.screen import Screen
 
 if TYPE_CHECKING:
     from vocalremover.batch import Job, Progress, Result, Settings
+    from vocalremover.batch.ledger import Description
     from vocalremover.ensemble import Ensemble
     from vocalremover.separate import Separator
 
@@ -89,6 +91,19 @@ def listen(verbosity: int) -> None:
         logging.getLogger("vocalremover").setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
 
 
+def load_libraries() -> None:
+    """Imports what separates, for a command whose words have been understood."""
+    gc.disable()
+    try:
+        import vocalremover.batch
+        import vocalremover.ensemble  # noqa: F401
+    finally:
+        # What was imported stays to the end: to look through its half a million objects for garbage, now and again at
+        # the end, would take a fifth of the start.
+        gc.freeze()
+        gc.enable()
+
+
 def stream(run: Run, separator: Separator | Ensemble, settings: Settings) -> None:
     """One song from stdin or a file, one stem to stdout."""
     from vocalremover import batch
@@ -111,12 +126,12 @@ def plan(run: Run, settings: Settings) -> list[Job]:
     return batch.plan(run.inputs, settings, run.batch.recursive, run.batch.shard)
 
 
-def preview(run: Run, jobs: Sequence[Job], settings: Settings, description: Mapping[str, object]) -> int:
+def preview(run: Run, jobs: Sequence[Job], settings: Settings, describe: Description) -> int:
     """Tells what would be done with each song; the exit code that doing it would have."""
     from vocalremover import batch
 
     refused = False
-    for step in batch.preview(jobs, settings, description):
+    for step in batch.preview(jobs, settings, describe):
         refused = refused or step.state in ("exists", "failed")
         if run.telling.as_json:
             emit(json.dumps(step.record()))
@@ -128,10 +143,14 @@ def preview(run: Run, jobs: Sequence[Job], settings: Settings, description: Mapp
 
 
 def work(
-    run: Run, jobs: Sequence[Job], about: Mapping[str, object], description: Mapping[str, object],
+    run: Run, jobs: Sequence[Job], about: Description, describe: Description,
     results: Callable[[Progress], Iterable[Result]], settings: Settings, passes: int = 1,
 ) -> int:  # fmt: skip
-    """Does the jobs, whose results come from `results`, and tells of them; the exit code."""
+    """Does the jobs, whose results come from `results`, and tells of them; the exit code.
+
+    about: what every JSON object repeats. describe: what a report tells of the models. They are asked where they are
+    shown, since they may read all weights.
+    """
     from vocalremover.batch import Summary
 
     telling = run.telling
@@ -141,7 +160,7 @@ def work(
         if telling.report:
             from vocalremover.report import Page
 
-            page = stack.enter_context(Page(telling.report, _shown(settings, description), settings.overwrite))
+            page = stack.enter_context(Page(telling.report, _shown(settings, describe()), settings.overwrite))
         summary = Summary()
         screen = Screen(telling.verbosity, jobs, about if telling.as_json else None, passes)
         stack.enter_context(screen)

@@ -61,13 +61,14 @@ class Pass:
 class Screen:
     """Tells of the jobs of one run; used as a context manager.
 
-    verbosity: -1 (errors only), 0, 1 (more) or 2 (tracebacks). about: what every JSON object repeats; with None no
-    JSON is written. passes: how often the models walk over a song until it is separated.
+    verbosity: -1 (errors only), 0, 1 (more) or 2 (tracebacks). about: what every JSON object repeats, asked for then;
+    with None no JSON is written. passes: how often the models walk over a song until it is separated.
     """
 
     def __init__(
-        self, verbosity: int, jobs: Sequence[Job], about: Mapping[str, object] | None = None, passes: int = 1
-    ) -> None:
+        self, verbosity: int, jobs: Sequence[Job], about: Callable[[], Mapping[str, object]] | None = None,
+        passes: int = 1,
+    ) -> None:  # fmt: skip
         self.verbosity = verbosity
         self._jobs = {job.input: number for number, job in enumerate(jobs, 1)}
         self._about = about
@@ -164,7 +165,7 @@ class Screen:
         if result.error is not None:
             say(f"error: {result.error}")
         if self._about is not None:
-            emit(json.dumps({**result.record(), **self._about}))
+            emit(json.dumps({**result.record(), **self._about()}))
         elif result.error is None:
             for path in job.outputs.values():
                 emit(path)

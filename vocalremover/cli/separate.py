@@ -33,6 +33,7 @@ def command(
     run.check()
     streams = run.is_stream()
     running.listen(telling.verbosity)
+    running.load_libraries()
 
     from vocalremover.separate import Separator
 
@@ -48,11 +49,10 @@ def command(
 
     settings = replace(settings, stems=separators[0].stems)
     jobs = running.plan(run, settings)
-    description = separators[0].describe()
+    describe = separators[0].describe
     if batch.dry_run:
-        return running.preview(run, jobs, settings, description)
-    about = {name: description[name] for name in ("model", "sha256")}
+        return running.preview(run, jobs, settings, describe)
     return running.work(
-        run, jobs, about, description,
+        run, jobs, lambda: {name: describe()[name] for name in ("model", "sha256")}, describe,
         lambda progress: separate(jobs, separators, settings, progress, batch.jobs), settings,
     )  # fmt: skip
