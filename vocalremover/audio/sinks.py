@@ -16,6 +16,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from vocalremover.audio import tags
+from vocalremover.audio.integers import Quantiser, interleaved
 from vocalremover.audio.ogg import OggTagger
 from vocalremover.audio.tags import Tags
 
@@ -94,28 +95,6 @@ class OutFile(Out):
         return self.file.tell()
 
 
-class Quantiser:
-    """Float to integer: rounds, and saturates beyond full scale. 16 bits are dithered.
-
-    The dither is triangular, of two units peak to peak (TPDF), so that the error is noise that does not depend on the
-    song. Digital silence stays silent. The same song gives the same bytes, however it was cut.
-    """
-
-    def __init__(self, bits: int) -> None:
-        self._bits = bits
-        self._generator = np.random.default_rng(16)
-
-    def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """`[channels, samples]` float32 to `[samples, channels]` int32."""
-        full = np.float32(2 ** (self._bits - 1))
-        scaled = np.ascontiguousarray(samples.T) * full
-        if self._bits == 16:
-            draw = self._generator.random((*scaled.shape, 2), dtype=np.float32)
-            scaled += (draw[..., 0] - draw[..., 1]) * (scaled != 0)
-        np.rint(scaled, out=scaled)
-        return np.clip(scaled, -full, full - 1, out=scaled).astype(np.int32)
-
-
 class WavSink:
     """Wav of 16, 24 or 32 (float) bits with LIST INFO; a file that outgrows 4 GiB becomes an RF64 when it is closed.
 
@@ -136,12 +115,20 @@ class WavSink:
 
     def write(self, samples: np.ndarray) -> None:
         self._samples += samples.shape[1]
+        for start in range(0, samples.shape[1], PIECE):
+            self._out.write(self._bytes_of(samples[:, start : start + PIECE]).data.cast("B"))
+
+    def _bytes_of(self, samples: np.ndarray) -> np.ndarray:
         if self._float:
-            self._out.write(np.ascontiguousarray(samples.T, dtype="<f4").data.cast("B"))
-            return
-        whole = self._quantise(samples).astype("<i4", copy=False)
-        lowest = whole.view(np.uint8).reshape(*whole.shape, 4)[..., : self._bytes]
-        self._out.write(lowest.tobytes())
+            return interleaved(samples).astype("<f4", copy=False)
+        whole = self._quantise(samples)
+        whole = whole.astype(whole.dtype.newbyteorder("<"), copy=False)
+        if self._bytes == whole.itemsize:
+            return whole
+        lowest = np.empty((whole.size, self._bytes), np.uint8)
+        for byte in range(self._bytes):
+            lowest[:, byte] = whole.reshape(-1, 1).view(np.uint8)[:, byte]
+        return lowest
 
     def finish(self) -> None:
         if self._samples * self._channels * self._bytes % 2:
@@ -245,17 +232,15 @@ class FFmpegSink:
         for start in range(0, samples.shape[1], PIECE):
             piece = samples[:, start : start + PIECE]
             if self._quantise is None:
-                self._encode(piece.T)
+                self._encode(interleaved(piece))
             elif self._format == "s16":
-                self._encode(self._quantise(piece).astype(np.int16))
+                self._encode(self._quantise(piece))
             else:
                 self._encode(self._quantise(piece) << 8)
 
     def _encode(self, samples: np.ndarray) -> None:
         # In turns, not in planes: PyAV cannot hold eight planes.
-        frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples).reshape(1, -1), format=self._format, layout=self._layout
-        )
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format=self._format, layout=self._layout)
         frame.sample_rate = self._rate
         frame.time_base = Fraction(1, self._rate)
         frame.pts = self._position
@@ -305,7 +290,7 @@ class XiphSink:
             samples = samples[list(VORBIS_ORDER[self._channels])]
         # libvorbis keeps a block on the stack, so blocks stay small.
         for start in range(0, samples.shape[1], PIECE):
-            self._song.write(samples[:, start : start + PIECE].T)
+            self._song.write(interleaved(samples[:, start : start + PIECE]))
 
     def finish(self) -> None:
         if not self._samples:

@@ -25,6 +25,8 @@ from vocalremover.audio.tags import Tags
 from vocalremover.errors import AudioError, UsageError
 
 OPUS_RATE = 48000
+# Bytes: more than the encoders' small pages, and less than a piece of a wav, which then goes to the disk uncopied.
+BUFFER = 1 << 16
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 AAC_RATES = (7350, *MP3_RATES, 64000, 88200, 96000)
 # The layouts of Vorbis I, 4.3.9, which opus has too, and what may be called so without moving a loudspeaker.
@@ -220,7 +222,7 @@ class Writer:
             except FileExistsError:
                 continue
             self._part = part
-            return os.fdopen(descriptor, "w+b", buffering=1 << 18)
+            return os.fdopen(descriptor, "w+b", buffering=BUFFER)
 
     def _open(self) -> WavSink | FFmpegSink | XiphSink:
         kind, bits = self.encoding.format, self.encoding.bits
