@@ -161,7 +161,7 @@ def melody_name(name: str) -> str:
 def decode(recording: Recording, folder: Path) -> Entry:
     """Decode a recording into the folder; what cannot be used gives an entry that says why."""
     try:
-        audio = torch.cat(list(_mixed_down(recording)) or [torch.zeros(1, 0)], dim=-1)
+        audio = torch.cat(list(mixed_down(recording)) or [torch.zeros(1, 0)], dim=-1)
     except VocalRemoverError as error:
         return entry_of(recording, refused=str(error))
     seconds, peak = audio.shape[1] / RATE, audio.abs().max().item() if audio.numel() else 0.0
@@ -219,7 +219,7 @@ def quantise(audio: np.ndarray) -> np.ndarray:
     return np.round(np.clip(audio, -1, 1) * FULL_SCALE).astype(np.int16)
 
 
-def _mixed_down(recording: Recording) -> Iterable[Tensor]:
+def mixed_down(recording: Recording) -> Iterable[Tensor]:
     """Blocks of one channel where that is all there is or all that is asked for, of two otherwise."""
     for block in blocks(recording.parts, RATE):
         if recording.mono:

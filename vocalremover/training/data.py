@@ -136,7 +136,7 @@ def prepare(
 
 def load(cache: Path) -> Catalogue:
     """The catalogue that the cache was last prepared for, without a look at the sources. Raises InputError."""
-    saved, recordings = _saved(cache), saved_recordings(cache)
+    saved, recordings = read_catalogue(cache), saved_recordings(cache)
     store = Cache(cache)
     recordings.extend(melody for melody in _melodies(recordings, store) if melody not in recordings)
     gone = [recording for recording in recordings if not store.path(recording.name).exists()]
@@ -147,7 +147,7 @@ def load(cache: Path) -> Catalogue:
 
 def saved_recordings(cache: Path) -> list[Recording]:
     """What the cache was last prepared for, without the files it was made of. Raises InputError."""
-    lines = _saved(cache)["recordings"]
+    lines = read_catalogue(cache)["recordings"]
     return [Recording(**line | {"parts": (), "flags": tuple(line["flags"])}) for line in lines]
 
 
@@ -283,7 +283,8 @@ def _melodies(recordings: Iterable[Recording], store: Cache) -> Iterator[Recordi
             yield Recording(entry.name, f"melody/{recording.source}", "melody", (), True)
 
 
-def _saved(cache: Path) -> dict:
+def read_catalogue(cache: Path) -> dict:
+    """What `prepare` wrote of a cache: recordings, problems and credits. Raises InputError."""
     path = cache / "catalogue.json"
     if not path.exists():
         raise InputError(f"{cache} was never prepared: name the training audio once.")

@@ -1,44 +1,51 @@
 """A drawn `Mix` -> its audio: parts are cut, changed and placed, all of a batch at once, on the device of choice.
 
-Crops come from the cache on disk, or from `Tapes`, all of the training audio in a device's memory.
+`plans` decides on a CPU what is to be done; `perform` does it without asking back, so that a GPU never waits for a
+number. Crops come from the cache on disk, or from `Tapes`, all of the training audio in a device's memory.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from math import inf
+from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from vocalremover.training import augment, augment_filters, augment_spectra
 from vocalremover.training.augment_spectra import EFFECTS
-from vocalremover.training.data import FULL_SCALE, Catalogue, Track
-from vocalremover.training.mixes import FLAT, Mix, Part
+from vocalremover.training.data import FULL_SCALE, Catalogue
+from vocalremover.training.mixes import Mix
+from vocalremover.training.plans import COLUMNS, Block, Place, Plan, make_plan
 
 LEVEL = 0.1  # RMS that voices and backings are brought to before their gain: -20 dBFS
 ROOMS = 64
 
 
 class Tapes:
-    """The audio of a catalogue in the memory of a device, int16 as in the cache."""
+    """The audio of a catalogue in the memory of a device, int16 as in the cache, one recording after the other."""
 
     def __init__(self, catalogue: Catalogue, device: str | torch.device) -> None:
         """Reads everything: as many bytes as the cache has."""
         tracks = (*catalogue.voices, *catalogue.backings, *(track for song in catalogue.songs for track in song))
-        self.device = torch.device(device)
-        paths = dict.fromkeys(track.path for track in tracks)
-        self._audio = {path: torch.from_numpy(np.load(path)).to(self.device) for path in paths}
+        stored = {path: np.load(path, mmap_mode="r") for path in dict.fromkeys(track.path for track in tracks)}
+        self.places: dict[Path, Place] = {}
+        total = 0
+        for path, audio in stored.items():
+            self.places[path] = Place(total, *audio.shape)
+            total += audio.size
+        self._samples = torch.empty(total, dtype=torch.int16, device=device)
+        for path, place in self.places.items():
+            audio = torch.from_numpy(np.load(path).ravel())
+            self._samples[place.offset : place.offset + audio.numel()].copy_(audio)
 
-    def crop(self, track: Track, start: float, samples: int) -> Tensor:
-        """`Track.crop` on the device."""
-        stored = self._audio[track.path][:, : track.samples]
-        first = track.first(start, samples, stored.shape[1])
-        taken = stored[:, max(first, 0) : max(first, 0) + samples].float() / FULL_SCALE
-        before = max(-first, 0)
-        return torch.nn.functional.pad(taken, (before, samples - before - taken.shape[1]))
+    def crop(self, bounds: Tensor, samples: int) -> Tensor:
+        """Rows of so many samples, `[rows, samples]`; bounds `[3, rows]`: where a row begins, and between which places
+        there is something to be heard."""
+        first, low, high = bounds[..., None]
+        places = first + torch.arange(samples, device=bounds.device)
+        heard = self._samples[places.clamp(low, high - 1)].float() / FULL_SCALE
+        return heard.where((places >= low) & (places < high), 0)
 
 
 def render(mix: Mix, samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +54,6 @@ def render(mix: Mix, samples: int) -> tuple[np.ndarray, np.ndarray]:
     return mixtures[0].numpy(), vocals[0].numpy()
 
 
-@torch.no_grad()
 def render_batch(
     mixes: Sequence[Mix], samples: int, device: str | torch.device = "cpu", tapes: Tapes | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -56,188 +62,187 @@ def render_batch(
     The same mixes give the same audio on the same kind of device; the noise that some effects need is another on
     another kind.
     """
-    device = torch.device(device)
-    vocals = _sums([mix.voices for mix in mixes], [mix.level for mix in mixes], samples, device, tapes)
-    backing = _sums([mix.backings for mix in mixes], [mix.level for mix in mixes], samples, device, tapes)
-    both = torch.stack([vocals + backing, vocals], dim=1)  # [batch, 2 (mixture, vocals), 2, samples]
-    both = _coded(both, mixes)
-    gains = 10 ** (_column(mixes, lambda mix: mix.gain_db, device) / 20)
-    levelled = torch.tensor([mix.level == "song" for mix in mixes], device=device)
-    gains = torch.where(levelled, gains * LEVEL / augment.loudness(both[:, 0]), gains)
-    swapped = torch.tensor([mix.swap for mix in mixes], device=device)
-    both = augment.swap(both * gains[:, None, None, None], swapped)
+    plan = make_plan(mixes, samples, tapes.places.__getitem__ if tapes else None)
+    both = perform(plan, torch.device(device), tapes)
     return both[:, 0], both[:, 1]
 
 
-def _sums(
-    parts: Sequence[tuple[Part, ...]], levels: Sequence[str], samples: int, device: torch.device, tapes: Tapes | None
-) -> Tensor:
-    """The parts of each example, rendered and added: `[batch, 2, samples]`."""
-    total = torch.zeros(len(parts), 2, samples, device=device)
-    owners = [owner for owner, mine in enumerate(parts) for _ in mine]
-    turns = [turn for mine in parts for turn, _ in enumerate(mine)]
-    flat = [part for mine in parts for part in mine]
-    if not flat:
+@torch.no_grad()
+def perform(plan: Plan, device: torch.device, tapes: Tapes | None = None) -> Tensor:
+    """The audio of a plan, `[batch, 2 (mixture, vocals), 2, samples]`; tapes: those that the plan was made for."""
+    sheet = plan.sheet.to(device)
+    both = _sums(plan, sheet, device, tapes).unflatten(0, (plan.mixes, 2))
+    vocals, backings = both.unbind(dim=1)
+    both = _coded(torch.stack([vocals + backings, vocals], dim=1), sheet)
+    gains = 10 ** (sheet["gain_db"] / 20)
+    gains = torch.where(sheet["levelled"] > 0, gains * LEVEL / augment.loudness(both[:, 0]), gains)
+    return augment.swap(both * gains[:, None, None, None], sheet["swap"] > 0)
+
+
+def _sums(plan: Plan, sheet: dict[str, Tensor], device: torch.device, tapes: Tapes | None) -> Tensor:
+    """The parts of every stem, rendered and added: `[batch * 2 (vocals, backings), 2, samples]`."""
+    total = torch.zeros(2 * plan.mixes, 2, plan.samples, device=device)
+    if not plan.parts:
         return total
-    rendered = torch.empty(len(flat), 2, samples, device=device)
-    crops = [_cut(part, samples, device, tapes) for part in flat]
-    for channels in {crop.shape[0] for crop in crops}:
-        rows = [row for row, crop in enumerate(crops) if crop.shape[0] == channels]
-        chain = _Chain([flat[row] for row in rows], device)
-        rendered[rows] = chain.run([crops[row] for row in rows], samples)
-    levelled = torch.tensor([levels[owner] == "parts" for owner in owners], device=device)
-    gains = 10 ** (_column(flat, lambda part: part.gain_db, device) / 20)
-    even = torch.where(levelled, LEVEL / augment.loudness(rendered), torch.ones_like(gains))
-    rendered = rendered * (gains * even)[:, None, None]
-    rendered = augment.drop(rendered, torch.tensor([part.drop for part in flat], device=device))
-    for turn in range(max(map(len, parts))):  # one part of each example at a time, always in the same order
-        rows = [row for row, mine in enumerate(turns) if mine == turn]
-        total[[owners[row] for row in rows]] += rendered[rows]
+    rows = {block.name: _crops(block, sheet, device, tapes) for block in plan.blocks}
+    rendered = torch.empty(plan.parts, 2, plan.samples, device=device)
+    for channels in plan.channels:
+        rendered[sheet[f"{channels}/into"]] = _Chain(plan, sheet, channels, device).run(rows)
+    gains = 10 ** (sheet["part/gain_db"] / 20)
+    even = torch.where(sheet["part/levelled"] > 0, LEVEL / augment.loudness(rendered), torch.ones_like(gains))
+    rendered = augment.drop(rendered * (gains * even)[:, None, None], sheet["part/drop"])
+    for turn in range(plan.turns):  # one part of each stem at a time, always in the same order
+        parts, stems = sheet[f"turn/{turn}"]
+        total[stems] += rendered[parts]
     return total
 
 
-def _cut(part: Part, samples: int, device: torch.device, tapes: Tapes | None) -> Tensor:
-    """The part's crop `[channels, n]`, sped up; n is what the change of tempo makes `samples` of."""
-    needed = samples if part.tempo == 1 else next_fast_len(round(samples * part.tempo) + EFFECTS.n_fft)
-    before = needed if part.speed == 0 else next_fast_len(round(needed * 2 ** (part.speed / 12)))
+def _crops(block: Block, sheet: dict[str, Tensor], device: torch.device, tapes: Tapes | None) -> Tensor:
+    """The rows of a block, cut out and sped up: `[rows, longest]`, silent behind the end of a shorter one."""
     if tapes is not None:
-        crop = tapes.crop(part.track, part.start, before).to(device)
+        crops = tapes.crop(sheet[f"{block.name}/bounds"], block.longest)
     else:
-        crop = torch.from_numpy(part.track.crop(part.start, before)).to(device)
-    return augment.change_speed(crop, needed)
+        crops = torch.zeros(block.rows, block.longest)
+        for row, track, start, samples in block.reads:
+            audio = torch.from_numpy(track.crop(start, samples))
+            crops[row : row + audio.shape[0], :samples] = audio
+        crops = crops.to(device)
+    sped = crops.new_zeros(block.rows, max(after for _, _, _, after in block.cuts))
+    for first, last, before, after in block.cuts:
+        sped[first:last, :after] = augment.change_speed(crops[first:last, :before], after)
+    return sped
 
 
-@dataclass
 class _Chain:
     """The effects of parts that have equally many channels; each one touches only those that drew it."""
 
-    parts: list[Part]
-    device: torch.device
+    def __init__(self, plan: Plan, sheet: dict[str, Tensor], channels: int, device: torch.device) -> None:
+        self.samples, self.channels, self.device = plan.samples, channels, device
+        self._noises, self._rooms = plan.noises[channels], plan.rooms[channels]
+        self._sheet = sheet
+        self._settings = sheet[f"{channels}/settings"]
 
-    def run(self, crops: list[Tensor], samples: int) -> Tensor:
-        """Crops `[channels, n]` -> `[parts, 2, samples]`."""
-        audio = self.tempo(crops, samples)
-        audio = self.spectral(audio)
-        driven = [row for row, part in enumerate(self.parts) if part.compression > 1 or part.drive]
-        if driven:  # both depend on how loud something is, so all are made equally loud
-            loud = augment.with_loudness(audio[driven], torch.ones(len(driven), device=self.device))
-            loud = augment.compress(loud, self.column("compression", driven))
-            audio[driven] = augment.distort(loud, self.column("drive", driven))
-        self.touch(audio, lambda part: part.gap[1] > part.gap[0], self.silence)
-        audio = augment_filters.filtered(audio, self.response(samples)) if self.is_filtered() else audio
+    def run(self, rows: dict[str, Tensor]) -> Tensor:
+        """Rows of crops, by the names of their blocks -> `[parts, 2, samples]`."""
+        audio = self.tempo(rows)
+        self.touch(audio, "spectral", self.spectral)
+        self.touch(audio, "driven", self.drive)
+        self.touch(audio, "silenced", self.silence)
+        response = self.response()
+        audio = audio if response is None else augment_filters.filtered(audio, response)
         audio = augment.place(audio, self.column("pan"))
         audio = augment.widen(audio, self.column("width"))
-        return augment.swap(audio, torch.tensor([part.swap for part in self.parts], device=self.device))
+        return augment.swap(audio, self.column("swap") > 0)
 
-    def column(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
+    def drawn(self, name: str) -> Tensor | None:
+        """Who drew it, None where nobody did."""
+        return self._sheet.get(f"{self.channels}/{name}")
+
+    def column(self, name: str, rows: Tensor | None = None) -> Tensor:
         """A setting of the parts, float32 `[parts]`."""
-        parts = self.parts if rows is None else [self.parts[row] for row in rows]
-        return _column(parts, lambda part: getattr(part, name), self.device)
+        column = self._settings[:, COLUMNS[name]]
+        return column if rows is None else column[rows]
 
-    def touch(self, audio: Tensor, drawn: Callable[[Part], bool], effect: Callable) -> None:
+    def touch(self, audio: Tensor, name: str, effect: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Apply an effect (rows, their audio) in place where it was drawn."""
-        rows = [row for row, part in enumerate(self.parts) if drawn(part)]
-        if rows:
+        rows = self.drawn(name)
+        if rows is not None:
             audio[rows] = effect(rows, audio[rows])
 
-    def tempo(self, crops: list[Tensor], samples: int) -> Tensor:
+    def tempo(self, rows: dict[str, Tensor]) -> Tensor:
         """`[parts, channels, samples]`."""
-        audio = torch.empty(len(crops), crops[0].shape[0], samples, device=self.device)
-        plain = [row for row, part in enumerate(self.parts) if part.tempo == 1]
-        if plain:
-            audio[plain] = torch.stack([crops[row] for row in plain])
-        rows = [row for row, part in enumerate(self.parts) if part.tempo != 1]
-        if rows:
-            stretched = torch.nn.utils.rnn.pad_sequence([crops[row].T for row in rows], batch_first=True)
-            audio[rows] = augment_spectra.stretch(stretched.transpose(1, 2), self.column("tempo", rows), samples)
+        plain, stretched = self.drawn("plain"), self.drawn("stretched")
+        audio = torch.empty(self._settings.shape[0], self.channels, self.samples, device=self.device)
+        if plain is not None:
+            audio[plain] = rows["plain"][self.drawn("plain_rows")]
+        if stretched is not None:
+            crops = rows["stretched"][self.drawn("stretched_rows")]
+            audio[stretched] = augment_spectra.stretch(crops, self.column("tempo", stretched), self.samples)
         return audio
 
-    def spectral(self, audio: Tensor) -> Tensor:
+    def spectral(self, rows: Tensor, audio: Tensor) -> Tensor:
         """Formants, roughness and phases: one spectrogram for all of them."""
-        self.touch(audio, lambda part: bool(part.formant or part.roughness or part.phase), self._spectral)
-        return audio
-
-    def _spectral(self, rows: list[int], audio: Tensor) -> Tensor:
         spectrogram = EFFECTS.forward(audio)
         spectrogram = augment_spectra.shift_formants(spectrogram, self.column("formant", rows))
-        noisy = [place for place, row in enumerate(rows) if self.parts[row].roughness or self.parts[row].phase]
-        if noisy:
-            which = [rows[place] for place in noisy]
-            size = (2, *spectrogram.shape[1:])
-            noise = torch.stack([_noise(self.parts[row].noise, size, self.device) for row in which])
+        noisy = self.drawn("noisy")
+        if noisy is not None:
+            which, size = rows[noisy], (2, *spectrogram.shape[1:])
+            noise = torch.stack([_noise(seed, size, self.device) for seed in self._noises])
             rough = augment_spectra.roughen(spectrogram[noisy], noise[:, 0], self.column("roughness", which))
             spectrogram[noisy] = augment_spectra.blur_phases(rough, noise[:, 1], self.column("phase", which))
         return EFFECTS.inverse(spectrogram, audio.shape[-1])
 
-    def silence(self, rows: list[int], audio: Tensor) -> Tensor:
+    def drive(self, rows: Tensor, audio: Tensor) -> Tensor:
+        """Compression and distortion, which depend on how loud something is, of what was made equally loud."""
+        loud = augment.with_loudness(audio, torch.ones(audio.shape[0], device=self.device))
+        return augment.distort(augment.compress(loud, self.column("compression", rows)), self.column("drive", rows))
+
+    def silence(self, rows: Tensor, audio: Tensor) -> Tensor:
         """The gaps."""
-        edges = [_column([self.parts[row] for row in rows], lambda p, e=e: p.gap[e], self.device) for e in (0, 1)]
-        return augment.silence(audio, *edges)
+        return augment.silence(audio, self.column("begin", rows), self.column("end", rows))
 
-    def is_filtered(self) -> bool:
-        """Whether any part drew something that is a response."""
-        wet = any(part.echo_db > -inf or part.wet_db > -inf or part.double for part in self.parts)
-        cut = any(part.low_cut or part.high_cut < inf for part in self.parts)
-        return wet or cut or any(part.equaliser_db != FLAT for part in self.parts)
-
-    def response(self, samples: int) -> Tensor:
-        """All that is a response, multiplied: `[parts, bins]`, or `[parts, 2, bins]` where the sides differ."""
-        hertz = augment_filters.frequencies(samples, self.device)
-        response = torch.ones(len(self.parts), hertz.shape[0], device=self.device)
-        self.touch(response, lambda part: part.equaliser_db != FLAT, lambda rows, _: self._equaliser(rows, hertz))
-        self.touch(response, lambda part: part.low_cut > 0, lambda rows, taken: taken * self._high_pass(rows, hertz))
-        self.touch(response, lambda part: part.high_cut < inf, lambda rows, taken: taken * self._low_pass(rows, hertz))
-        if not any(part.echo_db > -inf or part.double or part.wet_db > -inf for part in self.parts):
+    def response(self) -> Tensor | None:
+        """All that is a response, multiplied: `[parts, bins]`, `[parts, 2, bins]` where the sides differ, or none."""
+        alike, differing = ([name for name in each if self.drawn(name) is not None] for each in (ALIKE, DIFFERING))
+        if not alike and not differing:
+            return None
+        hertz = augment_filters.frequencies(self.samples, self.device)
+        response = torch.ones(self._settings.shape[0], hertz.shape[0], device=self.device)
+        for name in alike:
+            self.touch(response, name, lambda rows, taken, name=name: taken * ALIKE[name](self, rows, hertz))
+        if not differing:
             return response
         sides = torch.stack([response, response], dim=1).to(torch.complex64)
-        self.touch(sides, lambda part: part.echo_db > -inf, lambda rows, taken: taken * self._echo(rows, hertz))
-        self.touch(sides, lambda part: bool(part.double), lambda rows, taken: taken * self._double(rows, hertz))
-        self.touch(sides, lambda part: part.wet_db > -inf, lambda rows, taken: taken * self._room(rows, samples))
+        for name in differing:
+            self.touch(sides, name, lambda rows, taken, name=name: taken * DIFFERING[name](self, rows, hertz))
         return sides
 
-    def _equaliser(self, rows: list[int], hertz: Tensor) -> Tensor:
-        gains = torch.tensor([self.parts[row].equaliser_db for row in rows], device=self.device)
-        return augment_filters.equaliser(gains, hertz)
+    def equalised(self, rows: Tensor, hertz: Tensor) -> Tensor:
+        """Response of the equaliser."""
+        return augment_filters.equaliser(self.drawn("equaliser"), hertz)
 
-    def _high_pass(self, rows: list[int], hertz: Tensor) -> Tensor:
+    def low_cut(self, rows: Tensor, hertz: Tensor) -> Tensor:
+        """Response of the high-pass."""
         return augment_filters.high_pass(self.column("low_cut", rows), hertz)
 
-    def _low_pass(self, rows: list[int], hertz: Tensor) -> Tensor:
+    def high_cut(self, rows: Tensor, hertz: Tensor) -> Tensor:
+        """Response of the low-pass."""
         return augment_filters.low_pass(self.column("high_cut", rows), hertz)
 
-    def _echo(self, rows: list[int], hertz: Tensor) -> Tensor:
-        return augment_filters.echo(self.column("echo_seconds", rows), self.column("echo_db", rows), hertz)[:, None]
+    def echoed(self, rows: Tensor, hertz: Tensor) -> Tensor:
+        """Response of one repetition."""
+        seconds, levels = self.column("echo_seconds", rows), self.column("echo_db", rows)
+        return augment_filters.echo(seconds, levels, hertz)[:, None]
 
-    def _double(self, rows: list[int], hertz: Tensor) -> Tensor:
+    def doubled(self, rows: Tensor, hertz: Tensor) -> Tensor:
         """The same line sung twice, to the left and to the right."""
         seconds = self.column("double", rows)
         levels = torch.full_like(seconds, -3.0)
         return torch.stack([augment_filters.echo(s, levels, hertz) for s in (seconds, 1.7 * seconds)], dim=1)
 
-    def _room(self, rows: list[int], samples: int) -> Tensor:
-        rooms = torch.stack([_room(self.parts[row].room, samples, self.device) for row in rows])
+    def wet(self, rows: Tensor, hertz: Tensor) -> Tensor:
+        """Response of the rooms."""
+        rooms = torch.stack([_room(number, self.samples, self.device) for number in self._rooms])
         return augment_filters.reverberation(rooms, self.column("wet_db", rows))
 
 
-def _coded(both: Tensor, mixes: Sequence[Mix]) -> Tensor:
+# Responses by who draws them: the same on both sides, or not.
+ALIKE = {"equalised": _Chain.equalised, "low_cut": _Chain.low_cut, "high_cut": _Chain.high_cut}
+DIFFERING = {"echoed": _Chain.echoed, "doubled": _Chain.doubled, "wet": _Chain.wet}
+
+
+def _coded(both: Tensor, sheet: dict[str, Tensor]) -> Tensor:
     """What a coder of music does to the mixture, done to the vocals alike, so that both still differ by the backing."""
     samples = both.shape[-1]
-    coded = [row for row, mix in enumerate(mixes) if mix.codec < inf]
-    if coded:
-        depths = _column([mixes[row] for row in coded], lambda mix: mix.codec, both.device)
+    coded, cut = sheet.get("coded"), sheet.get("cut")
+    if coded is not None:
         spectrograms = EFFECTS.forward(both[coded])
-        kept = augment_spectra.coded(spectrograms[:, 0], depths)[:, None]
+        kept = augment_spectra.coded(spectrograms[:, 0], sheet["codec"])[:, None]
         both[coded] = EFFECTS.inverse(spectrograms * kept, samples)
-    cut = [row for row, mix in enumerate(mixes) if mix.high_cut < inf]
-    if cut:
-        cuts = _column([mixes[row] for row in cut], lambda mix: mix.high_cut, both.device)
-        response = augment_filters.low_pass(cuts, augment_filters.frequencies(samples, both.device))
+    if cut is not None:
+        response = augment_filters.low_pass(sheet["high_cut"], augment_filters.frequencies(samples, both.device))
         both[cut] = augment_filters.filtered(both[cut].flatten(1, 2), response).unflatten(1, (2, 2))
     return both
-
-
-def _column(items: Sequence, number: Callable[..., float], device: torch.device) -> Tensor:
-    return torch.tensor([float(number(item)) for item in items], device=device)
 
 
 def _noise(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
