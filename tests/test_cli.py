@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from vocalremover import __version__, audio, batch, checkpoint
 from vocalremover.audio import read
 from vocalremover.cli import options, output, screen
+from vocalremover.durations import clock
 from vocalremover.separate import ORIGINAL_TTA, Inference, Separator
 
 Command = Callable[..., "object"]
@@ -377,7 +378,7 @@ def test_failures_are_told_again_in_the_sum(command: Command, make_song: Command
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00"), (205.4, "3:25"), (59.6, "1:00"), (7325, "2:02:05")])
 def test_clock(seconds: float, text: str) -> None:
-    assert output.clock(seconds) == text
+    assert clock(seconds) == text
 
 
 def screen_of(*names: str) -> tuple[screen.Screen, list[batch.Job]]:

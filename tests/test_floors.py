@@ -31,6 +31,7 @@ FLOORS = {
     "vocalremover.networks.roformer": 1,
     "vocalremover.chunks": 1,
     "vocalremover.devices": 1,
+    "vocalremover.durations": 0,
     "vocalremover.pictures": 2,
     "vocalremover.spectrogram": 1,
     "vocalremover.machine": 1,

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from torch import Tensor
 
 from vocalremover.batch import Result
+from vocalremover.durations import clock
 from vocalremover.errors import AudioError, InputError, UsageError, VocalRemoverError
 from vocalremover.pictures import Progress, Sound, measure, spectrogram, waveform
 from vocalremover.staging import Staging
@@ -134,7 +135,7 @@ def _song(result: Result, number: int, folder: Path, progress: Progress) -> str:
 
 def _facts(duration: float, seconds: float) -> str:
     speed = f", {duration / seconds:.1f} times real time" if seconds else ""
-    return f"{_clock(duration)} of audio{speed}"
+    return f"{clock(duration)} of audio{speed}"
 
 
 def _sounds(paths: Mapping[str, Path], folder: Path, progress: Progress) -> str:
@@ -184,11 +185,6 @@ def _link(path: Path, folder: Path) -> str:
 
 def _image(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02}"
 
 
 def _flat(value: object) -> str:

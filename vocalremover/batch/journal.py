@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vocalremover import checkpoint
 from vocalremover.batch.plan import Job
 from vocalremover.batch.settings import Settings
 
@@ -55,7 +56,7 @@ class Origin:
     @classmethod
     def of(cls, path: Path) -> "Origin":
         """Reads the whole song. Raises OSError."""
-        return cls(os.path.realpath(path), Stamp.of(path), _sha256(path))
+        return cls(os.path.realpath(path), Stamp.of(path), checkpoint.sha256(path))
 
     def is_same(self, path: Path) -> bool:
         """Whether the file at `path` has the song's content; it is read only where its date and place do not tell."""
@@ -63,7 +64,7 @@ class Origin:
             stamp = Stamp.of(path)
             if stamp == self.stamp and os.path.realpath(path) == self.path:
                 return True
-            return stamp.size == self.stamp.size and _sha256(path) == self.sha256
+            return stamp.size == self.stamp.size and checkpoint.sha256(path) == self.sha256
         except OSError:
             return False
 
@@ -190,11 +191,3 @@ def _locked(descriptor: int) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     yield  # closing the file gives the lock back
-
-
-def _sha256(path: Path) -> str:
-    seen = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            seen.update(piece)
-    return seen.hexdigest()

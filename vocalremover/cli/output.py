@@ -25,13 +25,6 @@ def printable(text: str) -> str:
     return "".join(repr(letter)[1:-1] if unicodedata.category(letter) in odd else letter for letter in text)
 
 
-def clock(seconds: float) -> str:
-    """`205.4` is `3:25`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def emit(line: str | os.PathLike) -> None:
     """One line on stdout; a path keeps its bytes, whatever they are."""
     click.echo(os.fsencode(line) if os.name == "posix" else str(line))

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from vocalremover.cli import output
-from vocalremover.cli.output import clock, emit, printable, say, shorten
+from vocalremover.cli.output import emit, printable, say, shorten
+from vocalremover.durations import clock
 
 if TYPE_CHECKING:
     from rich.live import Live

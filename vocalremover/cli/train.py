@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vocalremover.cli.output import PLAIN_SECONDS, clock, say
+from vocalremover.cli.output import PLAIN_SECONDS, say
+from vocalremover.durations import clock
 
 if TYPE_CHECKING:
     from vocalremover.training.data import Catalogue, Sources
@@ -60,7 +61,7 @@ def audio_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--minutes", type=click.FloatRange(min=0), help="End after so long, all pieces of the run together.")
 @click.option(
     "--mixing", type=click.Choice(["auto", "workers", "device"]), default="auto", show_default=True,
-    help="Who mixes examples: processes on the CPU, or the device; auto is the device for CUDA.",
+    help="Who mixes examples: the workers, or, as they draw them, the device; auto is the device for CUDA.",
 )
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="[default: the recipe's]")
 @click.option("--seed", type=int, help="[default: the recipe's]")
@@ -103,7 +104,7 @@ def command(
         speaking = world.first and not quiet
         catalogue = decode_together(sources, cache or out / "cache", cache_gb, workers, world, speaking)
         on_device = mixing == "device" or (mixing == "auto" and world.device.type == "cuda")
-        run = Run(how, out, catalogue, songs, start, None if on_device else workers, tensorboard)
+        run = Run(how, out, catalogue, songs, start, workers, tensorboard, on_device)
         stopped = follow(run, world, speaking)
         if speaking and not stopped:
             click.echo(out / "best.safetensors")
