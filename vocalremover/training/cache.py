@@ -6,7 +6,6 @@ and sha256, and the entry's size, time and checksum: a source that was replaced 
 noticed and decoded again.
 """
 
-import hashlib
 import json
 import os
 import zlib
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vocalremover import checkpoint
 from vocalremover.audio import Reader
 from vocalremover.errors import AudioError, VocalRemoverError
 from vocalremover.evaluate.multitracks import Parts, blocks
@@ -232,11 +232,7 @@ def _source(path: Path) -> Source:
     found = _stat(path)
     if found is None:
         return Source(str(path), 0, 0, "")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return Source(str(path), *found, digest.hexdigest())
+    return Source(str(path), *found, checkpoint.sha256(path))
 
 
 def _unchanged(entry: Entry, recording: Recording) -> tuple[Source, ...] | None:
