@@ -17,6 +17,7 @@ FLOORS = {
     "vocalremover.__main__": 11,
     "vocalremover.cli": 10,
     "vocalremover.report": 9,
+    "vocalremover.bench": 9,
     "vocalremover.doctor": 9,
     "vocalremover.batch": 8,
     "vocalremover.training": 8,
@@ -43,7 +44,7 @@ FLOORS = {
 # Networks are documents: they share layers.py and nothing else, not even with each other.
 TOGETHER = tuple(
     f"vocalremover.{room}"
-    for room in "audio batch checkpoint cli doctor ensemble evaluate separate training".split()
+    for room in "audio batch bench checkpoint cli doctor ensemble evaluate separate training".split()
 )
 
 

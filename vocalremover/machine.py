@@ -89,6 +89,14 @@ def resident() -> int | None:
     return None
 
 
+def has_bf16() -> bool | None:
+    """Whether the processor computes in bfloat16 by itself; None where the system does not tell."""
+    with suppress(OSError):
+        told = re.search(r"^(?:flags|Features)\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(told[1].split())) if told else None
+    return None
+
+
 def is_translated() -> bool:
     """Whether an Apple computer translates this process from Intel's instructions (Rosetta)."""
     return sys.platform == "darwin" and _asked("sysctl", "-n", "sysctl.proc_translated") == "1"

@@ -16,7 +16,7 @@ from types import FrameType
 import click
 
 from vocalremover import __version__
-from vocalremover.cli import convert, doctor, ensemble, evaluate, melodies, models, separate, train
+from vocalremover.cli import bench, convert, doctor, ensemble, evaluate, melodies, models, separate, train
 from vocalremover.cli.output import say
 from vocalremover.errors import VocalRemoverError
 
@@ -42,6 +42,7 @@ commands.add_command(models.group)
 commands.add_command(convert.command)
 commands.add_command(train.command)
 commands.add_command(evaluate.command)
+commands.add_command(bench.command)
 commands.add_command(doctor.command)
 train.command.add_command(melodies.command)
 

@@ -6,7 +6,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -47,14 +46,6 @@ def precisions(device: str) -> list[str]:
     return known
 
 
-def has_bf16() -> bool | None:
-    """Whether the processor computes in bf16 by itself; None where the system does not tell."""
-    with suppress(OSError):
-        told = re.search(r"^(?:flags|Features)\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
-        return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(told[1].split())) if told else None
-    return None
-
-
 def has_nvidia() -> bool:
     """Whether a driver of NVIDIA is installed."""
     if sys.platform == "win32":
@@ -65,7 +56,7 @@ def has_nvidia() -> bool:
 def _processor() -> Check:
     threads, processors = torch.get_num_threads(), machine.processors()
     asked = os.environ.get("OMP_NUM_THREADS")
-    facts = {"threads": threads, "OMP_NUM_THREADS": asked, "bf16": has_bf16(), "precisions": precisions("cpu")}
+    facts = {"threads": threads, "OMP_NUM_THREADS": asked, "bf16": machine.has_bf16(), "precisions": precisions("cpu")}
     slow = {True: "", None: "", False: " (bf16 is slow on this processor)"}[facts["bf16"]]
     found = f"{threads} thread{'s' * (threads != 1)}, {', '.join(precisions('cpu'))}{slow}"
     advice = ""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vocalremover.audio import FORMATS, Encoding, read, resample, write
 from vocalremover.doctor.checks import Check, Wanted, first_line
+from vocalremover.evaluate import sdr
 
 RATE = 44100
 LOSSLESS = 100.0  # dB: 24 bits leave 130 of this sound
@@ -34,13 +35,6 @@ def chord(rate: int, seconds: float) -> Tensor:
     return torch.stack((sum(tones[::2]), sum(tones[1::2]))).float() / len(tones) + 0.002 * noise
 
 
-def ratio(wanted: Tensor, given: Tensor) -> float | None:
-    """The SDR of what is given against what is wanted in dB; None where they are the same."""
-    error = (given.double() - wanted.double()).square().sum().item()
-    energy = wanted.double().square().sum().item()
-    return 10 * math.log10(max(energy, 1e-30) / error) if error else None
-
-
 def _round(name: str, sound: Tensor, folder: Path) -> Check:
     path, least = folder / f"chord{FORMATS[name].extension}", LOSSLESS if FORMATS[name].bits else LOSSY
     package = next((package for package, formats in REPAIR.items() if name in formats), "av soundfile")
@@ -54,8 +48,9 @@ def _round(name: str, sound: Tensor, folder: Path) -> Check:
     if heard.shape != sound.shape:
         found = f"{heard.shape[1]} samples of {sound.shape[1]} come back"
         return Check("sound", name, "failed", found, repair)
-    sdr = ratio(sound, heard)
-    same = sdr is None or sdr >= least
-    found = f"written and read ({'the same samples' if sdr is None else f'SDR {sdr:.0f} dB'})"
-    found += "" if same else f", which is not the sound that was written (at least {least:.0f} dB)"
-    return Check("sound", name, "ok" if same else "failed", found, "" if same else repair, {"sdr": sdr})
+    found = sdr(heard, sound)
+    facts = {"sdr": found if math.isfinite(found) else None}
+    if found < least:
+        told = f"SDR {found:.0f} dB, at least {least:.0f} are expected: it is not the sound that was written"
+        return Check("sound", name, "failed", told, repair, facts)
+    return Check("sound", name, "ok", f"written and read, SDR {found:.0f} dB", facts=facts)

@@ -1,0 +1,188 @@
+"""`vocalremover bench`: how fast a model is on this computer, where its time goes, and which settings are best."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vocalremover.cli.options import device_name
+from vocalremover.cli.output import emit, printable, say
+from vocalremover.cli.sections import Command, option
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vocalremover.bench import Bench, Stage, Trial
+
+PATH = click.Path(path_type=Path)
+WIDTH = 80
+MIB = 2**20
+UNEVEN = 0.25  # of a run, from which on the numbers are called rough
+
+
+@click.command("bench", cls=Command)
+@option(
+    "Models", "-m", "--model", default="default", show_default=True, metavar="NAME|PATH",
+    help="A known model or a file of weights.",
+)
+@option(
+    "Models", "--config", metavar="FILE.yaml", type=PATH,
+    help="What a RoFormer was trained with.  [default: the yaml beside its weights]",
+)
+@option("Files", "--song", type=PATH, metavar="FILE", help="Measure with this song.  [default: a synthesised mp3]")
+@option(
+    "Device", "-d", "--device", default="auto", show_default=True, callback=device_name, metavar="NAME",
+    help="auto, cpu, cuda, cuda:N or mps.",
+)
+@option(
+    "On the screen", "--seconds", type=click.FloatRange(min=0, min_open=True), default=45.0, show_default=True,
+    metavar="N", help="How long to measure, about.",
+)
+@option("On the screen", "--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
+@option("On the screen", "-q", "--quiet", is_flag=True, help="Nothing but the result and errors.")
+def command(
+    model: str, config: Path | None, song: Path | None, device: str, seconds: float, as_json: bool, quiet: bool
+) -> None:
+    """Measures a model on this computer: each stage, then batch sizes, precisions, threads and qualities.
+
+    Everything is what `separate` does, with the time as the median of several runs. It says beforehand how long it will
+    take; ^C ends it with what is known by then. Nothing is written beside your songs.
+    """
+    from vocalremover.bench import Bench, Wanted
+
+    verbosity = -1 if quiet else 0
+    bench = Bench(Wanted(model, device, config, song, seconds))
+    say(f"device: {bench.device} (chosen by auto; -d chooses another)" * (device == "auto"), verbosity)
+    plan = bench.prepare()
+    say(announcement(plan.seconds, seconds, len(plan.changes), plan.runs), verbosity)
+    try:
+        for found in bench.run():
+            if isinstance(found, str):
+                say(f"measuring {found}", verbosity)
+    finally:  # ^C, too
+        emit(json.dumps(bench.record()) if as_json else shown(bench))
+
+
+def announcement(expected: float, limit: float, trials: int, runs: int) -> str:
+    """How long it will take, and why it takes longer than was asked."""
+    often = f"{trials} settings, {runs} run{'s' * (runs != 1)} each" if trials > 1 else "no settings but its own"
+    sentence = f"this takes about {max(round(expected), 1)} s: the stages, and {often}"
+    if expected > limit:
+        sentence += f" (more than --seconds {limit:g}: a window of this model takes so long)"
+    return sentence
+
+
+def shown(bench: Bench) -> str:
+    """The tables and the sentence at the end."""
+    parts = []
+    if bench.stages:
+        parts.append(drawn(stage_table(bench.stages)))
+    if bench.trials:
+        parts.append(drawn(trial_table(bench.trials, bench.best)))
+    resident = bench.record()["host_bytes"]
+    memory = f"Peak memory: {resident / MIB:.0f} MiB resident" if resident else "Peak memory: not told by this system"
+    held = max((trial.device_bytes or 0 for trial in bench.trials), default=0)
+    memory += f", {held / MIB:.0f} MiB on the device" if held else ""
+    parts.append(f"{memory}. Loading the model took {bench.load_seconds:.1f} s.")
+    uneven = max((trial.spread for trial in bench.trials), default=0.0)
+    if uneven > UNEVEN:
+        parts.append(f"Runs of one setting differ by up to {uneven:.0%}: something else is at work here.")
+    parts.append(sentence(bench))
+    return "\n".join(parts)
+
+
+def sentence(bench: Bench) -> str:
+    """What to type on this computer, and what that gives."""
+    best = bench.best
+    if best is None:
+        return "It was ended before any setting had been measured."
+    words = " ".join(shlex.quote(word) if " " in word else word for word in bench.words(best.setting))
+    base = bench.wholes.get(bench.base)
+    whole = bench.wholes.get(best.setting)
+    if whole is None:
+        return f"On this machine: {printable(words)} is fastest, at {best.real_time_factor:.3g}x real time in memory."
+    text = f"On this machine: {printable(words)} gives {whole:.3g}x real time"
+    if best.setting == bench.base:
+        return f"{text}, which is what it does without them, too."
+    return f"{text}; without them it is {base:.3g}x." if base else f"{text}."
+
+
+def stage_table(stages: Sequence[Stage]) -> Table:
+    """How fast each stage is, and its seconds for a minute of song."""
+    from rich.table import Table
+
+    from vocalremover.bench import STAGES
+
+    song = stages[0].song
+    table = Table(title=f"Stages, {song:.0f} s of song, settings as they are by default", title_justify="left")
+    for head, justify in (("stage", "left"), ("x real time", "right"), ("s for a minute", "right")):
+        table.add_column(head, justify=justify, no_wrap=True)
+    for stage in stages:
+        if stage.name == "whole":
+            table.add_section()
+        table.add_row(STAGES[stage.name], factor(stage.real_time_factor), f"{60 * stage.seconds / stage.song:.3f}")
+    return table
+
+
+def trial_table(trials: Sequence[Trial], best: Trial | None) -> Table:
+    """How each setting did; the best is marked."""
+    from rich.table import Table
+
+    table = Table(title="Settings, from memory to memory", title_justify="left")
+    threaded = any(trial.setting.threads for trial in trials)
+    on_device = any(trial.device_bytes for trial in trials)
+    heads = ["quality", "batch", "precision", "threads"] if threaded else ["quality", "batch", "precision"]
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("quality", "precision") else "right", no_wrap=True)
+    for head in ("x real time", "MiB", *(["GPU MiB"] if on_device else [])):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("")
+    for trial in trials:
+        setting = trial.setting
+        row = [setting.quality, str(setting.batch), setting.precision]
+        row += [str(setting.threads)] if threaded else []
+        row += [factor(trial.real_time_factor), mebibytes(trial.host_bytes)]
+        row += [mebibytes(trial.device_bytes)] if on_device else []
+        table.add_row(*row, remark(trial, best), style="bold" if trial is best else "")
+    return table
+
+
+def remark(trial: Trial, best: Trial | None) -> str:
+    """What there is to say about a setting."""
+    if trial is best:
+        return "best"
+    if trial.state == "failed":
+        return printable(f"failed: {trial.note}")
+    if trial.state == "left out":
+        return trial.note
+    if trial.state == "ok" and trial.setting.quality == "balanced" and not trial.is_fit:
+        return f"too inexact ({trial.sdr:.0f} dB)"
+    return "" if trial.state == "ok" else trial.state
+
+
+def factor(number: float | None) -> str:
+    """`31.4`, `1230`; a dash for what was not measured."""
+    if number is None:
+        return "-"
+    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
+def mebibytes(count: int | None) -> str:
+    """Bytes in MiB."""
+    return "-" if count is None else f"{count / MIB:.0f}"
+
+
+def drawn(table: Table) -> str:
+    """A table as lines, with colours on a terminal only."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, file=sys.stdout)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")
