@@ -95,8 +95,7 @@ def load_libraries() -> None:
     """Imports what separates, for a command whose words have been understood."""
     gc.disable()
     try:
-        import vocalremover.batch
-        import vocalremover.ensemble  # noqa: F401
+        import vocalremover.batch  # noqa: F401
     finally:
         # What was imported stays to the end: to look through its half a million objects for garbage, now and again at
         # the end, would take a fifth of the start.
