@@ -49,14 +49,51 @@ def command(capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Outcome
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random compact network, small enough for a test and the same every time."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny.safetensors", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like `tiny_model`, with other numbers."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "other.safetensors", seed=1)
+
+
+def save_tiny(path: Path, seed: int) -> Path:
+    """The file of a random compact network."""
     recipe = MODELS["default"]
-    spec = replace(recipe, name="tiny", args={"channels": (4, 4, 4, 4, 4), "maps": 4, "num_layers": 1})
+    spec = replace(recipe, name=path.stem, args={"channels": (4, 4, 4, 4, 4), "maps": 4, "num_layers": 1})
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         network = spec.build("cpu")
-    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
     checkpoint.save(path, spec, network)
     return path
+
+
+def most_behind(answer: Callable[[Iterator[Tensor]], Iterable[Tensor]], samples: int = 1000) -> int:
+    """How many samples of a stream lie at most between what was asked of it and its answer, which is as long.
+
+    The stream is a hundred blocks `[2, samples]`.
+    """
+    asked = given_back = most = 0
+
+    def blocks() -> Iterator[Tensor]:
+        nonlocal asked
+        for _ in range(100):
+            asked += samples
+            yield torch.ones(2, samples)
+
+    for block in answer(blocks()):
+        given_back += block.shape[-1]
+        most = max(most, asked - given_back)
+    assert given_back == asked == 100 * samples
+    return most
+
+
+def check_wrong_usage(outcome: Outcome, song: Path) -> None:
+    """A command about a song was refused in words, before it made anything."""
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err and "Traceback" not in outcome.err
+    assert os.listdir(song.parent) == [song.name]
 
 
 def noise(samples: int, channels: int = 2, seed: int = 0) -> Tensor:

@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,16 +18,6 @@ from vocalremover.errors import ModelError
 from vocalremover.models import MODELS, NETWORKS, ModelSpec
 from vocalremover.separate import Separator
 from vocalremover.spectrogram import STFT
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small spend 20 times as long where threads wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 ARGS = {
     "in_channels": 2,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import check_wrong_usage
 from torch.testing import assert_close
 
 from vocalremover import __version__, audio, batch, checkpoint
@@ -299,12 +300,7 @@ def test_bit_rates(command: Command, make_song: Command, loaded: Handed, word: s
 )
 def test_wrong_usage_is_told_before_anything_starts(command: Command, make_song: Command, words: str) -> None:
     song = make_song()
-    outcome = command("separate", song, *words.split())
-    assert outcome.code == 2
-    assert outcome.out == ""
-    assert "Traceback" not in outcome.err
-    assert outcome.err
-    assert os.listdir(song.parent) == [song.name]
+    check_wrong_usage(command("separate", song, *words.split()), song)
 
 
 def test_no_input_at_all_is_wrong_usage(command: Command) -> None:

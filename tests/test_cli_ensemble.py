@@ -3,11 +3,10 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from conftest import check_wrong_usage
 from torch.testing import assert_close
 
 from vocalremover import checkpoint
@@ -15,7 +14,6 @@ from vocalremover.audio import Encoding, read, write
 from vocalremover.cli.ensemble import ModelsCommand
 from vocalremover.cli.ensemble import command as ensemble_command
 from vocalremover.ensemble import Ensemble, Rule
-from vocalremover.models import MODELS
 from vocalremover.separate import Inference, Separator
 
 Command = Callable[..., "object"]
@@ -25,18 +23,6 @@ def words_of(line: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The models and the inputs that a command line names."""
     context = ensemble_command.make_context("ensemble", line.split())
     return context.params["models"], context.params["inputs"]
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like `tiny_model`, with other numbers."""
-    spec = replace(MODELS["default"], name="other", args={"channels": (4, 4, 4, 4, 4), "maps": 4, "num_layers": 1})
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = spec.build("cpu")
-    path = tmp_path_factory.mktemp("models") / "other.safetensors"
-    checkpoint.save(path, spec, network)
-    return path
 
 
 # How models are named
@@ -170,12 +156,7 @@ def test_a_yaml_for_each_model(command: Command, make_song: Command, loaded: dic
 )
 def test_wrong_usage_is_one_sentence(command: Command, make_song: Command, words: str) -> None:
     song = make_song()
-    outcome = command("ensemble", song, *words.split())
-    assert outcome.code == 2
-    assert outcome.out == ""
-    assert "Traceback" not in outcome.err
-    assert outcome.err
-    assert os.listdir(song.parent) == [song.name]
+    check_wrong_usage(command("ensemble", song, *words.split()), song)
 
 
 def test_no_input_is_wrong_usage(command: Command) -> None:

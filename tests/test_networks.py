@@ -1,6 +1,6 @@
 """The blocks are what their definitions say, and V10 is what it is for any number of frames."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,16 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vocalremover.networks import layers, v10
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small spend 20 times as long where threads wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 SMALL = {"in_channels": 2, "out_channels": 2, "embedding": 2, "expansion": 2, "n_fft": 128, "num_heads": 4}
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,6 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "newft_disc": ("newft_disc", {"n_fft": 512, "num_heads": 2} | MAPS),
 }
 MASKS = [name for name in SMALL if name != "newft_disc"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are done before a second thread wakes up; on a busy machine they wait for it at length."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(name: str) -> nn.Module:

@@ -2,23 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import parity
 import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small spend 20 times as long where threads wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 FIXTURES = sorted(path.with_suffix(".json") for path in (Path(__file__).parent / "fixtures").glob("*.npz"))
 SMALL = Path(__file__).parent / "fixtures" / "v10_small.json"

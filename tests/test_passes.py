@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from conftest import most_behind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_chunks import chunkings, ramp
@@ -70,20 +71,9 @@ def test_what_is_turned_is_turned_back(total: int, block: int, count: int) -> No
 
 def test_passes_stay_in_step() -> None:
     """However long the stream, what waits is no more than the widest pass holds."""
-    asked = 0
-
-    def blocks() -> Iterator[Tensor]:
-        nonlocal asked
-        for _ in range(1000):
-            asked += 10
-            yield torch.ones(2, 10)
 
     def work(given: Iterator[Tensor], chunking: Chunking, shift: int) -> Iterator[Tensor]:
         return displace(given, shift, lambda led: blend(cut(led, chunking), chunking))
 
     passes = [Pass(Chunking(100, 20)), Pass(Chunking(300, 50, 50), 150), Pass(Chunking(20), 10, "swap")]
-    given_back = 0
-    for block in run(blocks(), passes, -2, work):
-        given_back += block.shape[-1]
-        assert asked - given_back <= 400 + 10
-    assert given_back == asked == 10_000
+    assert most_behind(lambda blocks: run(blocks, passes, -2, work), samples=100) <= 400 + 100
