@@ -242,7 +242,8 @@ def test_stages_change_what_is_drawn_and_lose_no_example(make_run: Callable[...,
 def test_examples_mixed_in_batches_by_the_device_are_those_of_the_workers(make_run: Callable[..., Run]) -> None:
     """A batch is transformed as a whole, which rounds otherwise than one example after the other."""
     recipe = read_recipe("thin", changes=THIN, steps=1)
-    told = [next(train(make_run(recipe, str(workers), workers=workers), CPU))["loss"] for workers in (0, None)]
+    runs = [make_run(recipe, f"device_{on_device}", on_device=on_device) for on_device in (False, True)]
+    told = [next(train(run, CPU))["loss"] for run in runs]
     assert told[0] == pytest.approx(told[1], rel=1e-4)
 
 
@@ -253,7 +254,7 @@ def test_a_gpu_learns_in_every_precision_and_goes_on(make_run: Callable[..., Run
     changes = [*COMPACT, "optimiser.learning_rate=0.005", "average=0.9"]
     for steps in (20, 40):
         recipe = read_recipe("compact", changes=changes, steps=steps, precision=precision)
-        told = [line["loss"] for line in train(make_run(recipe, workers=None), world) if "loss" in line]
+        told = [line["loss"] for line in train(make_run(recipe, on_device=True), world) if "loss" in line]
         assert len(told) == 20 and all(np.isfinite(told))
     assert np.mean(told[-5:]) < 0.8 * losses_of(make_run(recipe).out)[1]
 

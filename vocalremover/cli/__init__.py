@@ -16,7 +16,7 @@ from types import FrameType
 import click
 
 from vocalremover import __version__
-from vocalremover.cli import bench, convert, doctor, ensemble, evaluate, melodies, models, separate, train
+from vocalremover.cli import bench, convert, doctor, ensemble, evaluate, melodies, models, pieces, separate, train
 from vocalremover.cli.output import say
 from vocalremover.errors import VocalRemoverError
 
@@ -45,6 +45,9 @@ commands.add_command(evaluate.command)
 commands.add_command(bench.command)
 commands.add_command(doctor.command)
 train.command.add_command(melodies.command)
+train.command.add_command(pieces.pack_command)
+train.command.add_command(pieces.unpack_command)
+train.command.add_command(pieces.piece_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

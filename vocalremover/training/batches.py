@@ -7,6 +7,7 @@ the run hears the same examples in the same order.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vocalremover.models import ModelSpec
+from vocalremover.training.ahead import run_ahead
 from vocalremover.training.data import Catalogue
 from vocalremover.training.distributed import World
+from vocalremover.training.plans import Places, Plan, make_plan, send
 from vocalremover.training.recipe import Recipe, Stage
-from vocalremover.training.rendering import Tapes, render_batch
+from vocalremover.training.rendering import Tapes, perform
 from vocalremover.training.voxaug import Mixes
 
 HEADROOM = 0.6  # decades of magnitude, 12 dB: how far a crop's peak may lie below its song's
@@ -47,6 +50,17 @@ class Examples(Dataset):
         return number, self.mixes[number]
 
 
+class Plans(Dataset):
+    """A batch with its numbers, as a worker plans it: not a sound of it."""
+
+    def __init__(self, mixes: Mixes, places: Places | None) -> None:
+        self.mixes, self.places = mixes, places
+
+    def __getitems__(self, numbers: list[int]) -> tuple[list[int], Plan]:
+        """A batch at once, which is how loaders ask where they can."""
+        return numbers, make_plan([self.mixes.mix(number) for number in numbers], self.mixes.samples, self.places)
+
+
 def numbers_of(first: int, batch: int, world: World) -> Iterator[list[int]]:
     """The examples of every batch of this process, without end."""
     start = first + world.rank * batch
@@ -66,15 +80,18 @@ class Sampler:
 
 
 def load_batches(
-    mixes: Mixes, recipe: Recipe, stage: Stage, spec: ModelSpec, world: World, first: int, workers: int | None
-) -> Iterator[Batch]:
+    mixes: Mixes, recipe: Recipe, stage: Stage, spec: ModelSpec, world: World, first: int, workers: int,
+    on_device: bool = False,
+) -> Iterator[Batch]:  # fmt: skip
     """The batches of a stage from example number `first` on, without end.
 
-    Prepared by `workers` processes, or, where that is None, by the device itself.
+    Prepared by `workers` processes, or, `on_device`, drawn by these and rendered by the device itself, on a GPU while
+    it computes.
     """
     numbers = Sampler(first, stage.batch, world)
-    for taken, audio in rendered(mixes, numbers, world) if workers is None else loaded(mixes, numbers, world, workers):
-        yield make_batch(tuple(taken), audio, recipe, spec)
+    taken = rendered(mixes, numbers, world, workers) if on_device else loaded(mixes, numbers, world, workers)
+    batches = (make_batch(tuple(which), audio, recipe, spec) for which, audio in taken)
+    yield from run_ahead(batches, world.device) if on_device and world.device.type == "cuda" else batches
 
 
 def loaded(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iterator[tuple[list[int], Tensor]]:
@@ -88,21 +105,38 @@ def loaded(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iter
         yield taken.tolist(), audio.to(world.device, non_blocking=True)
 
 
-def rendered(mixes: Mixes, numbers: "Sampler", world: World) -> Iterator[tuple[list[int], Tensor]]:
+def rendered(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iterator[tuple[list[int], Tensor]]:
     """Numbers and audio, rendered in whole batches on the device, from its own memory if all of the audio fits."""
-    tapes = Tapes(mixes.catalogue, world.device) if fits(mixes.catalogue, world.device) else None
-    for taken in numbers:
-        both = render_batch([mixes.mix(number) for number in taken], mixes.samples, world.device, tapes)
-        yield taken, torch.stack(both, dim=1)
+    tapes = hold_tapes(mixes.catalogue, world.device)
+    plans = DataLoader(
+        Plans(mixes, tapes.places.__getitem__ if tapes else None), batch_sampler=numbers, num_workers=workers,
+        prefetch_factor=4 if workers else None, collate_fn=as_planned, generator=torch.Generator(),
+    )  # fmt: skip
+    # At once, not with the first batch: processes are better not forked beside threads that work.
+    return _performed(iter(plans), world.device, tapes)
 
 
-def fits(catalogue: Catalogue, device: torch.device) -> bool:
-    """Whether the decoded audio takes less than a third of the device's free memory."""
+def _performed(
+    plans: Iterator[tuple[list[int], Plan]], device: torch.device, tapes: Tapes | None
+) -> Iterator[tuple[list[int], Tensor]]:
+    for numbers, plan in plans:
+        yield numbers, perform(plan, device, tapes)
+
+
+def as_planned(batch: tuple[list[int], Plan]) -> tuple[list[int], Plan]:
+    """What a loader does with a batch that needs nothing done."""
+    return batch
+
+
+@lru_cache(maxsize=1)
+def hold_tapes(catalogue: Catalogue, device: torch.device) -> Tapes | None:
+    """The tapes of a catalogue, read once for all stages of a run and for whoever measures before it; None where they
+    would take more than a third of the device's free memory."""
     if device.type != "cuda":
-        return False
+        return None
     tracks = (*catalogue.voices, *catalogue.backings, *(track for song in catalogue.songs for track in song))
     size = sum(path.stat().st_size for path in {track.path for track in tracks})
-    return 3 * size < torch.cuda.mem_get_info(device)[0]
+    return Tapes(catalogue, device) if 3 * size < torch.cuda.mem_get_info(device)[0] else None
 
 
 def make_batch(numbers: tuple[int, ...], audio: Tensor, recipe: Recipe, spec: ModelSpec) -> Batch:
@@ -118,7 +152,7 @@ def make_batch(numbers: tuple[int, ...], audio: Tensor, recipe: Recipe, spec: Mo
     peak = spectrograms[:, 0].abs().amax(dim=(1, 2, 3)).clamp(min=1e-8)
     if spec.peak:
         heights = [generator(recipe.seed, number, "peak").uniform(0, HEADROOM) for number in numbers]
-        peak = peak * torch.tensor([10**height for height in heights], dtype=peak.dtype, device=peak.device)
+        peak = peak * send(torch.tensor([10**height for height in heights], dtype=peak.dtype), peak.device)
     return Batch(
         numbers, mixture, vocals, spectrograms[:, 0], spectrograms[:, 1], rearrange(peak, "batch -> batch 1 1 1")
     )
@@ -126,7 +160,7 @@ def make_batch(numbers: tuple[int, ...], audio: Tensor, recipe: Recipe, spec: Mo
 
 def mix_up(audio: Tensor, generators: list[np.random.Generator], beta: float) -> Tensor:
     """Each example and its mirror place's of the batch, in shares drawn from Beta(beta, beta): a mix of two mixes."""
-    shares = torch.tensor([each.beta(beta, beta) for each in generators], dtype=audio.dtype, device=audio.device)
+    shares = send(torch.tensor([each.beta(beta, beta) for each in generators], dtype=audio.dtype), audio.device)
     shares = rearrange(shares, "batch -> batch 1 1 1")
     return shares * audio + (1 - shares) * audio.flip(0)
 

@@ -30,21 +30,23 @@ from vocalremover.training.voxaug import Mixes, strengths_of
 
 STEPS = {"supervised": supervised.step, "pretrain": pretrain.step, "gan": gan.step}
 CALIBRATION = 32  # examples
+RANGE_CAPABILITY = (8, 0)  # the first generation of NVIDIA GPUs that computes in bf16
 
 
 @dataclass(frozen=True)
 class Run:
     """Where a run lives and what it is made from. start: a checkpoint to begin with, a name or a path; songs: to
-    validate on; workers: processes that prepare examples, None to have the device do it; tensorboard: whether to log
-    for it as well."""
+    validate on; workers: processes that prepare examples; on_device: whether they only draw them and the device mixes;
+    tensorboard: whether to log for it as well."""
 
     recipe: Recipe
     out: Path
     catalogue: Catalogue
     songs: tuple[Multitrack, ...] = ()
     start: str | None = None
-    workers: int | None = 1
+    workers: int = 1
     tensorboard: bool = False
+    on_device: bool = False
 
 
 def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) -> Iterator[Line]:
@@ -98,7 +100,8 @@ def begin(run: Run, world: World) -> tuple[ModelSpec, State]:
             raise UsageError(f"{run.start} holds a {base.network} network, and the recipe is for {spec.network}")
         spec, weights = recipe.spec(base), network.state_dict()
     supervised.check(recipe, spec)
-    precision = choose_precision(recipe.precision, world.device)
+    precision = learning_precision(recipe.precision, world.device)
+    torch.backends.cudnn.benchmark = world.device.type == "cuda"  # all examples of a stage are equally long
     network = spec.build("cpu")
     if weights is not None:
         try:
@@ -110,6 +113,14 @@ def begin(run: Run, world: World) -> tuple[ModelSpec, State]:
         settings = replace(recipe.optimiser, learning_rate=recipe.adversary.learning_rate, freeze=(), layer_decay=1.0)
         players["judge"] = make_player(gan.make_judge(recipe, spec), settings, precision, world, recipe.compile)
     return spec, State(players, copy_weights(network))
+
+
+def learning_precision(name: str, device: torch.device) -> str:
+    """As `choose_precision`, but "auto" is bf16 on GPUs that have it: gradients need its range more than its bits."""
+    auto = name == "auto" and device.type == "cuda"
+    if auto and torch.cuda.get_device_capability(device) >= RANGE_CAPABILITY:
+        return "bf16"
+    return choose_precision(name, device)
 
 
 @torch.no_grad()
@@ -135,7 +146,8 @@ def stages(
         if now is not stage:
             stage = now
             mixes = mixes_of(run, spec, stage)
-            loaded = load_batches(mixes, run.recipe, stage, spec, world, state.examples, run.workers)
+            first = state.examples
+            loaded = load_batches(mixes, run.recipe, stage, spec, world, first, run.workers, run.on_device)
             batches = tally.timed(loaded)
         yield stage, batches
 
