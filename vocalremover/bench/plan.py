@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 RUNS = 3  # of which the median is told
 WHOLE_RUNS = 2  # of a song from file to files, which is longer
 LONGEST = 180.0  # seconds of song; more would tell nothing new
-SHARE = 0.5  # of the limit for the stages and the whole song, the rest for the settings
+SHARE = 0.4  # of the limit for the stages and the whole song, the rest for the settings
 HOST = 0.02  # seconds for a second of song that decoding, encoding and the transforms take at most
 COSTS = {"fast": 1.0, "balanced": 1.1, "best": 4.0}  # of a quality, in times of the windows without overlap
 Change = Mapping[str, object]
@@ -94,16 +94,18 @@ def draw(window: float, cost: float, limit: float, tried: Sequence[Change], most
             if seconds <= limit:
                 return replace(base, windows=windows, runs=runs, changes=tuple(kept), seconds=seconds)
         windows //= 2
-    kept, seconds = [], fixed
-    for change in tried:
+    kept, seconds = [tried[0]], fixed + price(tried[0], cost, 1, 1)
+    for change in tried[1:]:
         extra = price(change, cost, 1, 1)
-        if not kept or (seconds + extra <= limit and "batch" not in change):
+        if seconds + extra <= limit and "batch" not in change:
             kept.append(change)
             seconds += extra
+    if len(kept) == 1:  # with nothing to compare, the whole song is run by default only
+        seconds -= whole_runs * each * song
     return replace(base, changes=tuple(kept), seconds=seconds)
 
 
 def price(change: Change, cost: float, windows: int, runs: int) -> float:
-    """Seconds that a trial takes, its warm-up included."""
-    warm = int(change.get("batch", 1))
+    """Seconds that a trial takes, its warm-up included; what is run once has none."""
+    warm = int(change.get("batch", 1)) if runs > 1 else 0
     return cost * COSTS[str(change.get("quality", "balanced"))] * (warm + windows * runs)

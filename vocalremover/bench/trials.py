@@ -134,14 +134,14 @@ def _seconds(
     stand: Stand, separator: Separator, windows: int, runs: int, champion: Trial | None,
     has_time: Callable[[float], bool],
 ) -> tuple[list[float], int]:  # fmt: skip
-    """The seconds of some runs, and how many windows each had. The warm-up is one batch."""
+    """The seconds of some runs, and how many windows each had. The warm-up is one batch, but of what is run once."""
     count = min(separator.batch, windows)
     warm = timed(lambda: drain(stand.stream(separator, count)), stand.device)
     limit = SLOW * champion.seconds / champion.song * stand.window if champion else float("inf")
+    if runs == 1 and count == windows:
+        return [warm], count
     if warm / count > limit or not has_time(warm / count * windows):
         # The first run of a shape may take longer for reasons of its own; the second is the setting's fault.
-        if count == windows and not has_time(warm):
-            return [warm], count
         warm = timed(lambda: drain(stand.stream(separator, count)), stand.device)
         if warm / count > limit or not has_time(warm / count * windows):
             return [warm], count

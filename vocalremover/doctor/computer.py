@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import vocalremover
-from vocalremover import machine
+from vocalremover import __version__, machine
 from vocalremover.doctor.checks import Check, Wanted
 
 OLDEST = (3, 10)
@@ -16,10 +15,9 @@ LITTLE = 2 * machine.GIB  # the default model takes a quarter of it, PyTorch as 
 
 def look(wanted: Wanted) -> Iterator[Check]:
     """vocalremover, Python, system, processor and memory."""
-    folder = str(Path(vocalremover.__file__).parent)
-    version = vocalremover.__version__
-    facts = {"version": version, "folder": folder}
-    yield Check("computer", "vocalremover", "ok", f"{version} in {folder}", facts=facts)
+    folder = str(Path(machine.__file__).parent)
+    facts: dict[str, object] = {"version": __version__, "folder": folder}
+    yield Check("computer", "vocalremover", "ok", f"{__version__} in {folder}", facts=facts)
     yield _python()
     translated = machine.is_translated()
     yield Check(
