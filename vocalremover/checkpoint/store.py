@@ -213,21 +213,17 @@ def save(
 
 
 @lru_cache(maxsize=64)
-def _digest(path: Path, stamp: tuple[int, int] | None) -> str | None:
+def _digest(path: Path, stamp: tuple[int, int]) -> str | None:
     """The SHA-256 of a file that looked like `stamp` when it was loaded; None if it is another one by now."""
     try:
         found = sha256(path)
+        return found if _stamp(path) == stamp else None
     except OSError:
         return None
-    return found if _stamp(path) == stamp else None
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size and time of a file; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
