@@ -438,7 +438,7 @@ def test_silence_makes_no_holes(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rotations_without_complex_numbers(dtype: torch.dtype) -> None:
     x = torch.randn(3, 500, 16).to(dtype)
-    exact, ours = rotate(x.double()), roformer.Rotation(500, 16).turn(x)
+    exact, ours = rotate(x.double()), roformer.Rotation.of(500, 16, x).turn(x)
     assert ours.dtype == dtype
     # cosine, sine and two products and a sum are each rounded once
     assert_close(ours.double(), exact, rtol=0, atol=4 * torch.finfo(dtype).eps * x.abs().max().item())

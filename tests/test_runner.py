@@ -337,7 +337,7 @@ class Rows(nn.Module):
         self.transformer = transformer
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.transformer(x.mT.contiguous(), roformer.Rotation(x.shape[-1], 8))[0].mT
+        return self.transformer(x.mT.contiguous(), roformer.Rotation.of(x.shape[-1], 8, x))[0].mT
 
 
 SHAPES = {"compact": (2, 257, 24), "roformer": (16, 24)}

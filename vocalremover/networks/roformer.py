@@ -24,7 +24,7 @@ models/bs_roformer. The networks are those of Lu et al., "Music source separatio
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -75,19 +75,25 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.gamma)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rotation:
-    """Rotary position embedding (Su et al. 2021) of `tokens` positions: turns interleaved pairs of `features`.
+    """Rotary position embedding (Su et al. 2021) of some positions: turns interleaved pairs of features.
 
-    Pair i of position p turns by p * 10000^(-2i / features) radians.
+    Pair i of position p turns by p * 10000^(-2i / features) radians. The tables are looked up once for all attentions,
+    so that a compiler finds no making of tables inside the blocks.
     """
 
-    tokens: int
-    features: int
+    tables: Mapping[torch.dtype, tuple[Tensor, ...]]
+
+    @classmethod
+    def of(cls, tokens: int, features: int, like: Tensor) -> "Rotation":
+        """For heads that are projected from `like`; autocast may make them of half precision."""
+        kinds = (like.dtype, torch.float16, torch.bfloat16)
+        return cls({kind: rotation_table(tokens, features, kind, like.device) for kind in kinds})
 
     def turn(self, x: Tensor) -> Tensor:
         """Turn `[..., tokens, features]`."""
-        table = rotation_table(self.tokens, self.features, x.dtype, x.device)
+        table = self.tables[x.dtype]
         if len(table) == 1:
             pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
             return torch.view_as_real(pairs * table[0]).flatten(-2)
@@ -96,7 +102,7 @@ class Rotation:
         return torch.addcmul(x * cos, swapped, sin)
 
 
-@lru_cache(maxsize=32)
+@cache  # a CUDA graph reads a table where it lies, so none is ever dropped
 def rotation_table(tokens: int, features: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """`[tokens, ...]`: a complex factor for each pair; or the cosine and the signed sine for each feature.
 
@@ -152,7 +158,7 @@ class PolarEmbedding(nn.Module):
         )
 
 
-@lru_cache(maxsize=32)
+@cache  # as the table of a rotation
 def polar_phases(tokens: int, features: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The phases of positions, `[tokens, features]`."""
     with torch.inference_mode(False):
@@ -399,7 +405,7 @@ class Blocks:
     def run(self, x: Tensor) -> Tensor:
         """`[batch, bands, frames, dim]` -> the same shape."""
         bands, frames = x.shape[1:3]
-        time, band = Rotation(frames, self.dim_head), Rotation(bands, self.dim_head)
+        time, band = (Rotation.of(count, self.dim_head, x) for count in (frames, bands))
         x = repeat(x, "b f t d -> (b s) f t d", s=self.streams)
         earlier: list[Tensor] = []
         first: dict[str, Tensor | None] = {}

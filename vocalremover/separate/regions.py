@@ -54,11 +54,11 @@ class Regions:
         for block, compiled in zip(self._blocks, self._compiled, strict=True):
             block.forward = compiled
         try:
-            with torch._dynamo.config.patch(recompile_limit=SHAPES):
+            with torch._dynamo.config.patch(cache_size_limit=SHAPES):
                 answer = self._run(inputs, **keywords)
             self._worked = True
             return answer
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
             if self._worked:
