@@ -23,9 +23,9 @@ def synthesise(seconds: float) -> Iterator[Tensor]:
     for start in range(0, samples, BLOCK):
         time = torch.arange(start, min(start + BLOCK, samples), dtype=torch.float64) / RATE
         phase = 2 * math.pi * (220 * time + 3 * torch.sin(2 * math.pi * 0.7 * time))
-        voice = sum(torch.sin(number * phase) / number for number in range(1, 16)) * 0.1
-        chords = sum(torch.sin(2 * math.pi * pitch * time) for pitch in (110, 139, 165, 277)) * 0.04
-        hits = torch.exp(-20 * (time % BEAT)) * 0.3
+        voice = sum(torch.sin(number * phase) / number for number in range(1, 16)) * 0.2
+        chords = sum(torch.sin(2 * math.pi * pitch * time) for pitch in (110, 139, 165, 277)) * 0.06
+        hits = torch.exp(-20 * (time % BEAT)) * 0.4
         noise = torch.rand(2, len(time), generator=generator, dtype=torch.float64) - 0.5
         yield (voice + torch.stack((chords, chords.roll(7))) + hits * noise).float()
 

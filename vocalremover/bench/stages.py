@@ -63,10 +63,11 @@ class Instant(nn.Module):
         self._outputs, self._waveform = outputs, waveform
 
     def forward(self, inputs: Tensor, stems: Sequence[int] | None = None) -> Tensor:
-        """Magnitudes `[batch, channels, bins, frames]` -> `[batch, 2, bins, frames]`, or a mask for each stem."""
-        if self._waveform:
-            return torch.ones_like(inputs)[:, None].expand(-1, len(stems or range(self._outputs)), *inputs.shape[1:])
-        return torch.ones_like(inputs[:, :2])
+        """Magnitudes `[batch, channels, bins, frames]` -> `[batch, 2, bins, frames]`, or complex masks of the stems."""
+        if not self._waveform:
+            return torch.ones_like(inputs[:, :2])
+        one = torch.tensor((1.0, 0.0), device=inputs.device).expand_as(inputs)
+        return one[:, None].expand(-1, len(stems or range(self._outputs)), *inputs.shape[1:])
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

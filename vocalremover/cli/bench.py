@@ -84,7 +84,7 @@ def shown(bench: Bench) -> str:
     if bench.stages:
         parts.append(drawn(stage_table(bench.stages)))
     if bench.trials:
-        parts.append(drawn(trial_table(bench.trials, bench.best)))
+        parts += [drawn(trial_table(bench.trials, bench.best)), *reasons(bench.trials)]
     resident = bench.record()["host_bytes"]
     memory = f"Peak memory: {resident / MIB:.0f} MiB resident" if resident else "Peak memory: not told by this system"
     held = max((trial.device_bytes or 0 for trial in bench.trials), default=0)
@@ -115,12 +115,14 @@ def sentence(bench: Bench) -> str:
 
 def stage_table(stages: Sequence[Stage]) -> Table:
     """How fast each stage is, and its seconds for a minute of song."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from vocalremover.bench import STAGES
 
     song = stages[0].song
-    table = Table(title=f"Stages, {song:.0f} s of song, settings as they are by default", title_justify="left")
+    title = f"Stages, over {song:.0f} s of song, settings as they are by default"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head, justify in (("stage", "left"), ("x real time", "right"), ("s for a minute", "right")):
         table.add_column(head, justify=justify, no_wrap=True)
     for stage in stages:
@@ -132,38 +134,41 @@ def stage_table(stages: Sequence[Stage]) -> Table:
 
 def trial_table(trials: Sequence[Trial], best: Trial | None) -> Table:
     """How each setting did; the best is marked."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="Settings, from memory to memory", title_justify="left")
+    table = Table(title="Settings, from memory to memory", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # A GPU computes without threads, so that one of the two columns is always missing.
     threaded = any(trial.setting.threads for trial in trials)
-    on_device = any(trial.device_bytes for trial in trials)
-    heads = ["quality", "batch", "precision", "threads"] if threaded else ["quality", "batch", "precision"]
-    for head in heads:
+    heads = ["quality", "batch", "precision", *(["threads"] if threaded else []), "x real time", "host MiB"]
+    for head in (*heads, *([] if threaded else ["device MiB"])):
         table.add_column(head, justify="left" if head in ("quality", "precision") else "right", no_wrap=True)
-    for head in ("x real time", "MiB", *(["GPU MiB"] if on_device else [])):
-        table.add_column(head, justify="right", no_wrap=True)
     table.add_column("")
     for trial in trials:
         setting = trial.setting
-        row = [setting.quality, str(setting.batch), setting.precision]
-        row += [str(setting.threads)] if threaded else []
+        row = [setting.quality, str(setting.batch), setting.precision, *([str(setting.threads)] if threaded else [])]
         row += [factor(trial.real_time_factor), mebibytes(trial.host_bytes)]
-        row += [mebibytes(trial.device_bytes)] if on_device else []
+        row += [] if threaded else [mebibytes(trial.device_bytes)]
         table.add_row(*row, remark(trial, best), style="bold" if trial is best else "")
     return table
 
 
 def remark(trial: Trial, best: Trial | None) -> str:
-    """What there is to say about a setting."""
+    """What there is to say about a setting in a word or two."""
     if trial is best:
         return "best"
-    if trial.state == "failed":
-        return printable(f"failed: {trial.note}")
-    if trial.state == "left out":
-        return trial.note
     if trial.state == "ok" and trial.setting.quality == "balanced" and not trial.is_fit:
-        return f"too inexact ({trial.sdr:.0f} dB)"
+        return f"inexact ({trial.sdr:.0f} dB)"
     return "" if trial.state == "ok" else trial.state
+
+
+def reasons(trials: Sequence[Trial]) -> list[str]:
+    """Why settings did not run, a line each."""
+    return [
+        printable(f"batch {trial.setting.batch}, {trial.setting.precision}, {trial.setting.quality}: {trial.note}")
+        for trial in trials
+        if trial.note and trial.state != "ok"
+    ]
 
 
 def factor(number: float | None) -> str:
