@@ -23,6 +23,7 @@ from rich.console import Console
 
 from benchmarks.rows import ROOT, Absent, Row, Settings, absent
 from benchmarks.table import show
+from vocalremover import machine
 
 NAMES = ("start", "stages", "networks", "roformers", "gpu", "memory", "growth", "batch", "overlap", "loader")
 LIBRARIES = ("torch", "numpy", "av", "soxr", "soundfile", "librosa", "safetensors", "einops")
@@ -54,7 +55,7 @@ def main() -> int:
     print(f"{sum(row.met is True for row in rows)} targets met, {sum(row.met is False for row in rows)} missed, "
           f"{sum(row.state == 'failed' for row in rows)} failed")  # fmt: skip
     if options.out:
-        found = {"machine": machine(), "quick": options.quick, "runs": options.runs,
+        found = {"machine": facts(), "quick": options.quick, "runs": options.runs,
                  "rows": [{"benchmark": name, **row.to_json()} for name, row in told]}  # fmt: skip
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return int(any(row.state == "failed" for row in rows))
@@ -102,23 +103,15 @@ def guarded(name: str, settings: Settings) -> Iterator[Row]:
         yield Row(name, state="failed", note=f"{type(error).__name__}: {error}")
 
 
-def machine() -> dict[str, object]:
+def facts() -> dict[str, object]:
     """What the numbers depend on."""
     return {
-        "cpu": cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "cpu": machine.processor(), "cores": machine.processors(),
+        "memory_gib": round((machine.memory()[0] or 0) / machine.GIB, 1),
         "load": os.getloadavg(), "system": platform.platform(), "python": platform.python_version(),
         "gpu": gpu(), "threads": os.environ.get("OMP_NUM_THREADS"),
         "versions": {name: found for name in LIBRARIES if (found := version_of(name))},
     }  # fmt: skip
-
-
-def cpu() -> str:
-    """The processor's name."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def gpu() -> str | None:

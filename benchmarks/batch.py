@@ -12,18 +12,30 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from benchmarks.memory import ROOT, weights, write_song
+from benchmarks.memory import weights, write_song
+from benchmarks.rows import Row, Settings, Timing, run_process
 from vocalremover.audio import Encoding, Reader, Writer
 from vocalremover.separate import Separator
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """The contract of `benchmarks.rows`."""
+    size = ["--songs", "2", "--minutes", "0.25"] if settings.quick else ["--songs", "4", "--minutes", "1"]
+    given = [str(settings.song)] if settings.song else []
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = measure(make_parser().parse_args([*given, *size, "-d", settings.device]), Path(folder))
+    one, what = numbers["seconds a song"], f"{numbers['songs']} songs, each"
+    timing = Timing(one["batch"], numbers["CPU seconds a song"])
+    yield Row(f"{what}, as one batch", one["batch"], "s", one["loop of single calls"], "single calls", timing=timing)
+    yield Row(f"{what}, as one batch", one["batch"], "s", one["bound"], "stages side by side", timing=timing)
 
 
 def make_songs(folder: Path, songs: int, minutes: float, given: list[Path]) -> list[Path]:
@@ -74,13 +86,10 @@ def bound(alone: dict[str, float], cores: int, on_cpu: bool) -> float:
     return max(alone["network"], beside)
 
 
-def call(words: list[object], threads: str | None) -> None:
-    """One run of the command, which must succeed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"OMP_NUM_THREADS": threads} if threads else {})}
-    subprocess.run(
-        [sys.executable, "-m", "vocalremover", "separate", *map(str, words), "-q"], env=environment, check=True,
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+def call(words: list[object], threads: str | None) -> tuple[float, float]:
+    """Wall and CPU seconds of one run of the command, which must succeed."""
+    environment = {"OMP_NUM_THREADS": threads} if threads else {}
+    return run_process([sys.executable, "-m", "vocalremover", "separate", *words, "-q"], environment)[:2]
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
@@ -97,9 +106,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     on_cpu = separator.device.type == "cpu"
     del separator
     jobs = ["--jobs", options.jobs] if options.jobs else []
-    batch = seconds_of(lambda: call([folder / "songs", "-o", folder / "batch", *words, *jobs], options.threads))
+    batch, cpu = call([folder / "songs", "-o", folder / "batch", *words, *jobs], options.threads)
     looped = songs[: options.loop or len(songs)]
-    loop = seconds_of(lambda: [call([song, "-o", folder / "loop", *words], options.threads) for song in looped])
+    loop = sum(call([song, "-o", folder / "loop", *words], options.threads)[0] for song in looped)
     best = bound(alone, options.cores, on_cpu)
     return {
         "device": words[3], "model": options.model, "format": options.format, "songs": len(songs),
@@ -111,6 +120,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             "batch": round(batch / len(songs), 3),
             "loop of single calls": round(loop / len(looped), 3),
         },
+        "CPU seconds a song": round(cpu / len(songs), 3),
         "songs a minute": {
             "batch": round(60 * len(songs) / batch, 2), "loop of single calls": round(60 * len(looped) / loop, 2)
         },
@@ -131,8 +141,8 @@ def table(numbers: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measures and prints."""
+def make_parser() -> argparse.ArgumentParser:
+    """The words of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("song", nargs="*", type=Path, help="songs to copy; without any, noise and tones are made")
     parser.add_argument("--songs", type=int, default=50)
@@ -145,7 +155,12 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--threads", help="OMP_NUM_THREADS of the command")
     parser.add_argument("--json", type=Path, help="where the numbers go, too")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measures and prints."""
+    options = make_parser().parse_args()
     if options.threads:
         torch.set_num_threads(int(options.threads))
     with tempfile.TemporaryDirectory() as folder:

@@ -7,21 +7,19 @@ model on two cores, about ten minutes; `--minutes 5 20` is quicker. The exit cod
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.rows import Row, Settings, Timing, run_process
 from vocalremover import checkpoint
 from vocalremover.errors import ModelError
 from vocalremover.models import MODELS
 
-ROOT = Path(__file__).resolve().parent.parent
 RATE = 44100
 CHANNELS = 2
 BOUND = 1.10
@@ -57,20 +55,24 @@ def weights(model: str, folder: Path) -> str:
     return model
 
 
+def rows(settings: Settings) -> Iterator[Row]:
+    """The contract of `benchmarks.rows`."""
+    minutes = [0.5, 2] if settings.quick else [2, 10]
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = measure(minutes, "default", ["-d", settings.device], Path(folder))
+    what, peer = (f"{run['minutes']:g} min of song" for run in (long, short))
+    timing = Timing(long["seconds"], long["cpu"], long["peak_mib"])
+    yield Row(f"{what}, peak", long["peak_mib"], "MiB", short["peak_mib"], peer, most=BOUND, timing=timing)
+
+
 def separate(song: Path, model: str, options: list[str]) -> dict[str, float]:
-    """Runs the command on a song: `{"peak_mib": ..., "seconds": ...}`. Raises CalledProcessError if it fails."""
+    """Runs the command on a song: `{"peak_mib": ..., "seconds": ..., "cpu": ...}`; CalledProcessError if it fails."""
     out = song.with_suffix("")
-    command = [sys.executable, "-m", "vocalremover", "separate", str(song), "-m", model, "-o", str(out), "-q", *options]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+    words = ["-m", "vocalremover", "separate", song, "-m", model, "-o", out, "-q", *options]
+    seconds, cpu, peak = run_process([sys.executable, *words])
     for stem in out.iterdir():
         stem.unlink()
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return {"peak_mib": usage.ru_maxrss * unit / 2**20, "seconds": time.perf_counter() - start}
+    return {"peak_mib": peak, "seconds": seconds, "cpu": cpu}
 
 
 def measure(minutes: list[float], model: str, options: list[str], folder: Path) -> list[dict[str, float]]:

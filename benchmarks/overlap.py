@@ -16,7 +16,7 @@ windows that disagree, which is what high overlaps buy. Only --model with traine
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -24,6 +24,7 @@ from xml.sax.saxutils import escape
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rows import Row, Settings, side_by_side
 from vocalremover import checkpoint, read
 from vocalremover.chunks import trapezoid
 from vocalremover.devices import choose_device
@@ -43,6 +44,25 @@ COMMON = {
     "dim": 32, "depth": 2, "stereo": True, "num_stems": 1, "time_transformer_depth": 1, "freq_transformer_depth": 1,
     "dim_head": 16, "heads": 2, "stft_n_fft": 2048, "stft_hop_length": 441,
 }  # fmt: skip
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """The contract of `benchmarks.rows`: a small RoFormer by its usual overlap and by that of MSST's num_overlap 2."""
+    spec, network = random_model("bs_roformer", 1)
+    seconds = 16 if settings.quick else 48
+    if settings.song:
+        audio, rate, _ = load_song(settings.song, 0, seconds)
+    else:
+        audio, rate = 0.1 * torch.randn(2, seconds * spec.rate, generator=torch.Generator().manual_seed(0)), spec.rate
+    device = str(choose_device(settings.device))
+
+    def separate(inference: Inference) -> None:
+        Separator(spec, network, device, inference, [spec.stems[0]]).separate(audio, rate)
+
+    ways = {"a tenth": lambda: separate(Inference()), "a half": lambda: separate(Inference(overlap=0.5))}
+    taken = side_by_side(ways, settings.runs, warm=False)
+    less, more = taken["a tenth"], taken["a half"]
+    yield Row("windows that share a tenth", less.cpu, "CPU-s", more.cpu, "a half", timing=less)
 
 
 def random_model(name: str, gain: float) -> tuple[ModelSpec, nn.Module]:
