@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import Outcome
 from safetensors import safe_open
+from test_configuration import SMALL as SMALL_ROFORMER
 from torch import Tensor, nn
 
 from vocalremover import checkpoint
@@ -105,20 +106,7 @@ def test_path_tells_the_folders_or_the_file(command: Command, home: Path) -> Non
     assert command("models", "path", "v10").out == f"{home / 'v10.safetensors'}\n"
 
 
-ROFORMER = {
-    "dim": 8,
-    "depth": 2,
-    "stereo": True,
-    "num_stems": 1,
-    "time_transformer_depth": 1,
-    "freq_transformer_depth": 1,
-    "freqs_per_bands": [16, 16, 33],
-    "dim_head": 4,
-    "heads": 2,
-    "stft_n_fft": 128,
-    "stft_hop_length": 20,
-    "stft_win_length": 128,
-}
+ROFORMER = SMALL_ROFORMER | {"stft_hop_length": 20}
 YAML = """
 audio: {chunk_size: 8820, sample_rate: 44100}
 model:
