@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,9 +116,11 @@ def facts() -> dict[str, object]:
 
 
 def gpu() -> str | None:
-    """The first CUDA device's name, asked in a new process, which gives it back."""
-    code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True).stdout.strip() or None
+    """The first NVIDIA GPU's name, as its driver tells it."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False).stdout.partition("\n")[0] or None
 
 
 def version_of(name: str) -> str | None:
