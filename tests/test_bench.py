@@ -19,7 +19,8 @@ from voices import BAND, RATE, SPEC, WAVE, Gains, constant
 
 from vocalremover.audio import read, write
 from vocalremover.bench import STAGES, Bench, Setting, Stage, Trial, Wanted, plan, song, stages, trials
-from vocalremover.cli.bench import announcement, drawn, reasons, stage_table, trial_table
+from vocalremover.cli import commands
+from vocalremover.cli.bench import announcement, doubts, drawn, reasons, stage_table, trial_table
 from vocalremover.models import ModelSpec
 from vocalremover.separate import Separator
 
@@ -298,6 +299,16 @@ def test_a_song_under_another_name_becomes_a_flac(tmp_path: Path, make_song: Com
 # Tables
 
 
+def test_a_busy_machine_and_uneven_runs_are_told(tiny_model: Path) -> None:
+    bench = Bench(Wanted(str(tiny_model), "cpu"))
+    bench.prepare()
+    bench.load = 0.0
+    bench.trials = [replace(done(1.0), spread=0.1)]
+    assert doubts(bench) == []
+    bench.load, bench.trials = 1e3, [replace(done(1.0), spread=0.9)]
+    assert len(doubts(bench)) == 2
+
+
 def test_tables_fit_a_terminal() -> None:
     rows = [Stage(name, 60.0, 1.0, 3) for name in STAGES]
     long = Setting("balanced", 16, "fp32", 128)
@@ -313,3 +324,9 @@ def test_tables_fit_a_terminal() -> None:
         words = ("best", "failed", "out of memory", "1048576", *STAGES.values())
         assert all(word in text for word in words)
     assert [line.partition(": ")[2] for line in reasons(found)] == [found[1].note, found[2].note]
+
+
+def test_readme_names_every_option() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### How fast it is here\n")[1].split("\n##")[0]
+    for option in commands.commands["bench"].params:
+        assert any(f"`{word}" in section for word in option.opts), option.name

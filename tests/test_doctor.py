@@ -17,6 +17,7 @@ from voices import SPEC
 
 from vocalremover import checkpoint
 from vocalremover.checkpoint import neighbours
+from vocalremover.cli import commands
 from vocalremover.doctor import Check, Wanted, devices, disks, examine, libraries, models, probe, selftest, sound
 from vocalremover.doctor.checks import GROUPS
 from vocalremover.doctor.libraries import LIBRARIES, TRAINING, Library
@@ -323,3 +324,9 @@ def test_whatever_a_check_raises_becomes_a_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(disks, "look", odd)
     checks = list(examine(Wanted()))
     assert checks[-1] == Check("disks", "disks", "failed", "KeyError: 'odd'", checks[-1].advice)
+
+
+def test_readme_names_every_option() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### Whether it works here\n")[1].split("\n##")[0]
+    for option in commands.commands["doctor"].params:
+        assert any(f"`{word}" in section for word in option.opts), option.name

@@ -57,6 +57,14 @@ def memory() -> tuple[int | None, int | None]:
     return whole, free
 
 
+def load() -> float | None:
+    """How many threads of all programs wanted to compute at once over the last minute; None on Windows."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
 def forget_peak() -> bool:
     """Lets `peak` count anew from what is in memory now; False where the system cannot."""
     try:

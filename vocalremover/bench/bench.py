@@ -46,6 +46,7 @@ class Bench:
             raise UsageError(f"the seconds to measure for must be more than 0, not {wanted.seconds:g}")
         self.wanted = wanted
         self.device = choose_device(wanted.device)
+        self.load = machine.load()  # before there is any of its own
         began = perf_counter()
         spec, network = checkpoint.load(wanted.model, self.device, wanted.config)
         separator = Separator(spec, network, self.device)
@@ -114,7 +115,7 @@ class Bench:
             "vocalremover": __version__, "torch": torch.__version__, "system": platform.platform(),
             "processor": machine.processor(), "processors": machine.processors(), "device": self._device_name(),
             "model": self._stand.spec.name, "song": str(self.wanted.song) if self.wanted.song else None,
-            "load_seconds": self.load_seconds, "plan": self.plan.record(), "complete": self.complete,
+            "load": self.load, "load_seconds": self.load_seconds, "plan": self.plan.record(), "complete": self.complete,
             "host_bytes": self._most_resident, "stages": [stage.record() for stage in self.stages],
             "default": self.base.record() | {"whole": self.wholes.get(self.base)},
             "trials": [trial.record() for trial in self.trials],

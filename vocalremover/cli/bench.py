@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 WIDTH = 80
 MIB = 2**20
-UNEVEN = 0.25  # of a run, from which on the numbers are called rough
+BUSY = 0.5  # of the processors taken by others, and
+UNEVEN = 0.25  # of a run more in the longest than in the shortest: from there on the numbers are called rough
 
 
 @click.command("bench", cls=Command)
@@ -62,11 +66,24 @@ def command(
     plan = bench.prepare()
     say(announcement(plan.seconds, seconds, len(plan.changes), plan.runs), verbosity)
     try:
-        for found in bench.run():
-            if isinstance(found, str):
-                say(f"measuring {found}", verbosity)
+        with noted(verbosity) as note:
+            for found in bench.run():
+                if isinstance(found, str):
+                    note(f"measuring {found}")
     finally:  # ^C, too
         emit(json.dumps(bench.record()) if as_json else shown(bench))
+
+
+@contextmanager
+def noted(verbosity: int) -> Iterator[Callable[[str], None]]:
+    """Where to say what is being done: in one line of a terminal, which vanishes at the end, or a line each."""
+    if verbosity < 0 or not sys.stderr.isatty():
+        yield lambda text: say(text, verbosity)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(printable(text))
 
 
 def announcement(expected: float, limit: float, trials: int, runs: int) -> str:
@@ -90,11 +107,24 @@ def shown(bench: Bench) -> str:
     held = max((trial.device_bytes or 0 for trial in bench.trials), default=0)
     memory += f", {held / MIB:.0f} MiB on the device" if held else ""
     parts.append(f"{memory}. Loading the model took {bench.load_seconds:.1f} s.")
+    parts += doubts(bench)
+    last = sentence(bench)
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        last = textwrap.fill(last, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*parts, last])
+
+
+def doubts(bench: Bench) -> list[str]:
+    """Why the numbers may be rough, a line each."""
+    found = []
+    processors = bench.record()["processors"]
+    if bench.load is not None and bench.load > BUSY * processors:
+        found.append(f"Other programs are at work (load {bench.load:.1f} on {processors} cores): it can be faster.")
     uneven = max((trial.spread for trial in bench.trials), default=0.0)
     if uneven > UNEVEN:
-        parts.append(f"Runs of one setting differ by up to {uneven:.0%}: something else is at work here.")
-    parts.append(sentence(bench))
-    return "\n".join(parts)
+        found.append(f"Runs of one setting differ by up to {uneven:.0%}: the numbers are rough.")
+    return found
 
 
 def sentence(bench: Bench) -> str:
@@ -121,7 +151,7 @@ def stage_table(stages: Sequence[Stage]) -> Table:
     from vocalremover.bench import STAGES
 
     song = stages[0].song
-    title = f"Stages, over {song:.0f} s of song, settings as they are by default"
+    title = f"Stages, over {song:.0f} s of song, by default"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head, justify in (("stage", "left"), ("x real time", "right"), ("s for a minute", "right")):
         table.add_column(head, justify=justify, no_wrap=True)

@@ -1,6 +1,5 @@
 """How much room there is where stems are written and where temporary files go."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,9 +26,12 @@ def _disk(name: str, folder: Path) -> Check:
     # A folder that is yet to be made lies on the disk of the nearest one that there is.
     there = next(place for place in (folder, *folder.parents) if place.exists())
     facts: dict[str, object] = {"folder": str(folder)}
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
         advice = "Name a folder that can be written: --out for stems, TMPDIR for temporary files."
-        return Check("disks", name, "failed", f"{there} cannot be written", advice, facts)
+        return Check("disks", name, "failed", f"{there} cannot be written: {error.strerror}", advice, facts)
     free = shutil.disk_usage(there).free
     facts["free_bytes"] = free
     found = f"{free / GIB:.1f} GiB free in {folder}"
