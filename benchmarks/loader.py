@@ -3,9 +3,10 @@
     python -m benchmarks.loader [--cache DIR] [--device cpu|cuda] [--model NAME] [--batch N] [--frames N]
                                 [--workers N] [--preset ours|original] [--examples N]
 
-Examples a second of one process, of a loader with workers, and of the batched path on the device, with the audio in its
-memory; and of the training step (forward, backward, AdamW) that they feed. Without `--cache`, a prepared one, an hour
-of noise stand for the audio. CPU seconds are told too, because they do not depend on who else is using the machine.
+Examples a second of one process, of a loader with workers, of drawing and planning alone (the host's share where the
+device mixes), and of the batched path on the device, with the audio in its memory; and of the training step (forward,
+backward, AdamW) that they feed. Without `--cache`, a prepared one, an hour of noise stand for the audio. CPU seconds
+are told too, because they do not depend on who else is using the machine.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from torch.utils.data import DataLoader
 
 from vocalremover.models import MODELS
 from vocalremover.training.data import RATE, Catalogue, Sources, Track, prepare
-from vocalremover.training.rendering import Tapes, render_batch
+from vocalremover.training.plans import Plan, make_plan
+from vocalremover.training.rendering import Tapes, perform
 from vocalremover.training.strengths import PRESETS
 from vocalremover.training.voxaug import Mixes
 
@@ -99,9 +101,14 @@ def main() -> None:
         )
         tapes = Tapes(catalogue, device)
 
-        def render(number: int) -> None:
-            render_batch([mixes.mix(number * batch + place) for place in range(batch)], samples, device, tapes)
+        def plan(number: int) -> Plan:
+            drawn = [mixes.mix(number * batch + place) for place in range(batch)]
+            return make_plan(drawn, samples, tapes.places.__getitem__)
 
+        def render(number: int) -> None:
+            perform(plan(number), device, tapes)
+
+        measure("drawing and planning, one process", plan, 16 * count, batch, torch.device("cpu"))
         rendered = measure(f"batches of {batch} on {device}", render, count, batch, device)
         step = make_step(options.model, options.frames, batch, device)
         trained = measure("training step", step, count, batch, device)
