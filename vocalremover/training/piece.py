@@ -31,8 +31,8 @@ from vocalremover.training.shelf import Line
 from vocalremover.training.shipping import count_parts, split
 from vocalremover.training.train import Run, advance, begin, mixes_of, train
 
-FILES, TOGETHER = 8, 60 << 20  # how many files may travel, and how many bytes all of them
-SHIPPED = ("log.jsonl", "last.safetensors", "last.pt", "best.safetensors")  # the dearest first
+FILES, TOGETHER = 8, 63 << 20  # how many files may travel, and how many bytes all of them
+SHIPPED = ("log.jsonl", "last.pt", "last.safetensors", "best.safetensors")  # the dearest first
 RESERVE = 10.0  # seconds at the end for saving, before it is known how long that takes
 GAIN = 1.05  # times as fast that a compiled network has to be
 
