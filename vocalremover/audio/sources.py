@@ -21,8 +21,11 @@ from av.container import InputContainer
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 # wav, RF64, W64, flac, ogg, aiff, caf, au.
 SNDFILE_BEGINNINGS = {b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd"}
-# Full scale of FFmpeg's sample formats; unsigned 8 bit is moved to the middle first.
-FULL_SCALES = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 1.0}
+# FFmpeg's sample formats: their type and the value that is full scale; unsigned 8 bit is moved to the middle first.
+SAMPLES = {
+    "u8": (np.uint8, 2.0**7), "s16": (np.int16, 2.0**15), "s32": (np.int32, 2.0**31), "flt": (np.float32, 1.0),
+    "dbl": (np.float64, 1.0),
+}  # fmt: skip
 # Containers whose header gives the number of samples, not only a rounded time.
 COUNTED = {"mp3", "flac", "ogg", "wav", "w64", "aiff", "caf"}
 # A header of a stream that was written into a pipe holds a size like these.
@@ -59,16 +62,19 @@ class SndfileSource:
     def blocks(self, block: int) -> Iterator[np.ndarray]:
         """Decodes from the start; ends early where the data are damaged."""
         self.problems = []
+        # numpy makes floats of 16 bits in a third of libsndfile's time, save for flac, which is 32 bits to libsndfile.
+        short = self.subtype == "PCM_16" and self.kind != "FLAC"
         with self._open() as song:
             while True:
                 try:
-                    samples = song.read(block, dtype="float32", always_2d=True)
+                    samples = song.read(block, dtype="int16" if short else "float32", always_2d=True)
                 except soundfile.LibsndfileError as error:
                     self.problems.append(error.error_string.rstrip("."))
                     return
                 if not len(samples):
                     return
-                yield np.ascontiguousarray(samples.T)
+                planes = np.ascontiguousarray(samples.T)
+                yield planes * np.float32(2**-15) if short else planes
 
     def _open(self) -> soundfile.SoundFile:
         # closefd: libsndfile closes the descriptor, also where it fails.
@@ -80,6 +86,46 @@ class SndfileSource:
         if not told or int(told[1]) >= UNKNOWN_SIZE or not int(told[2]):
             return 0
         return round(song.frames * int(told[1]) / int(told[2]))
+
+
+class Tank:
+    """Gathers frames of one format as they are; all their samples become floats at once. `room` is what it yet takes.
+
+    A codec's frames are small, and to make an array of each takes longer than to decode some of them.
+    """
+
+    def __init__(self, frame: av.AudioFrame, room: int) -> None:
+        """For frames like this one. Raises ValueError for a format that is not known."""
+        self.name = frame.format.name
+        self.room = room
+        self._channels = frame.layout.nb_channels
+        kind, self._full = SAMPLES.get(self.name.removesuffix("p"), (None, 0.0))
+        if kind is None:
+            raise ValueError(f"its samples are of the unknown kind {self.name}")
+        self._packed = frame.format.is_packed
+        shape = (1, room * self._channels) if self._packed else (self._channels, room)
+        self._memory = np.empty(shape, kind)
+        self._rows = [memoryview(row).cast("B") for row in self._memory]
+        self._bytes = self._memory.itemsize * (self._channels if self._packed else 1)
+        self._end = 0
+
+    def fill(self, frame: av.AudioFrame, start: int, stop: int) -> int:
+        """Takes the samples from `start` to `stop`, as many as there is room for; returns how many."""
+        count = min(stop - start, self.room)
+        first, size = start * self._bytes, count * self._bytes
+        for row, plane in zip(self._rows, frame.planes, strict=True):
+            row[self._end : self._end + size] = memoryview(plane)[first : first + size]
+        self._end += size
+        self.room -= count
+        return count
+
+    def samples(self) -> np.ndarray:
+        """All that was taken, `[channels, samples]` float32 of full scale 1."""
+        held = self._end // self._bytes
+        taken = self._memory[0, : held * self._channels].reshape(held, -1).T if self._packed else self._memory[:, :held]
+        if self.name.startswith("u8"):
+            taken = taken.astype(np.float32) - np.float32(self._full)
+        return (taken / np.float32(self._full) if self._full != 1 else taken).astype(np.float32, copy=False)
 
 
 class FFmpegSource:
@@ -120,31 +166,32 @@ class FFmpegSource:
             raise ValueError("its sound cannot be decoded")
 
     def _cut(self, frames: Iterable[av.AudioFrame], block: int) -> Iterator[np.ndarray]:
-        """The codec's frames in blocks of one size."""
+        """The codec's frames in blocks of one size, save where their format changes."""
+        tank, given = None, 0
+        for frame in self._alike(frames):
+            start, count = 0, frame.samples
+            while start < count:
+                if tank is None or not tank.room or tank.name != frame.format.name:
+                    if tank:
+                        given += (cut := self._trim(tank.samples(), given)).shape[1]
+                        yield cut
+                    tank = Tank(frame, block)
+                start += tank.fill(frame, start, count)
+        if tank:
+            yield self._trim(tank.samples(), given)
+
+    def _alike(self, frames: Iterable[av.AudioFrame]) -> Iterator[av.AudioFrame]:
+        """The frames, all of the song's rate and channels: a broadcast may change midway; its beginning decides."""
         resamplers: dict[tuple, av.AudioResampler] = {}
-        waiting: list[np.ndarray] = []
-        held = given = 0
         for frame in frames:
-            parts = [frame]
+            changed = frame.sample_rate != self.rate or frame.layout.nb_channels != self.channels
+            if not changed and (self.channels < MOST_PLANES or frame.format.is_packed):
+                yield frame
+                continue
             form = (frame.sample_rate, frame.layout.name, frame.format.name)
-            # A broadcast may change its form midway; its beginning decides.
-            changed = form[0] != self.rate or frame.layout.nb_channels != self.channels
-            if changed or (self.channels >= MOST_PLANES and frame.format.is_planar):
-                if form not in resamplers:
-                    resamplers[form] = av.AudioResampler("flt", self.layout if changed else None, self.rate)
-                parts = resamplers[form].resample(frame)
-            for part in parts:
-                waiting.append(_samples(part))
-                held += waiting[-1].shape[1]
-            if held >= block:
-                joined = np.concatenate(waiting, axis=1)
-                full = held - held % block
-                for start in range(0, full, block):
-                    given += (cut := self._trim(joined[:, start : start + block], given)).shape[1]
-                    yield cut
-                waiting, held = [joined[:, full:]], held - full
-        if held:
-            yield self._trim(np.concatenate(waiting, axis=1), given)
+            if form not in resamplers:
+                resamplers[form] = av.AudioResampler("flt", self.layout if changed else None, self.rate)
+            yield from resamplers[form].resample(frame)
 
     def _open(self, file: BinaryIO) -> InputContainer:
         return av.open(file, metadata_errors="surrogateescape")
@@ -209,18 +256,6 @@ class FFmpegSource:
         end = round((last.pts + last.duration - max(0, stream.start_time or 0)) * stream.time_base * self.rate)
         # What differs by less than a tick of the edit list's clock (often 1/600 or 1/1000 s) is the same end.
         return end if abs(end - edited) <= self.rate / mp4_ticks(self._path) else min(end, edited)
-
-
-def _samples(frame: av.AudioFrame) -> np.ndarray:
-    array = frame.to_ndarray()
-    if frame.format.is_packed:
-        array = array.reshape(-1, frame.layout.nb_channels).T
-    scale = FULL_SCALES.get(frame.format.name.removesuffix("p"))
-    if scale is None:
-        raise ValueError(f"its samples are of the unknown kind {frame.format.name}")
-    if frame.format.name.startswith("u8"):
-        array = array.astype(np.float32) - scale
-    return (array / np.float32(scale)).astype(np.float32, copy=False) if scale != 1 else array.astype(np.float32)
 
 
 def layout_name(name: str, channels: int) -> str:
