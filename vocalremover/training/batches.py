@@ -22,6 +22,7 @@ from vocalremover.training.distributed import World
 from vocalremover.training.plans import Places, Plan, make_plan, send
 from vocalremover.training.recipe import Recipe, Stage
 from vocalremover.training.rendering import Tapes, perform
+from vocalremover.training.reuse import Shelf
 from vocalremover.training.voxaug import Mixes
 
 HEADROOM = 0.6  # decades of magnitude, 12 dB: how far a crop's peak may lie below its song's
@@ -88,10 +89,20 @@ def load_batches(
     Prepared by `workers` processes, or, `on_device`, drawn by these and rendered by the device itself, on a GPU while
     it computes.
     """
-    numbers = Sampler(first, stage.batch, world)
-    taken = rendered(mixes, numbers, world, workers) if on_device else loaded(mixes, numbers, world, workers)
+    numbers, make = Sampler(first, stage.batch, world), rendered if on_device else loaded
+    if recipe.reuse.times == 1:
+        taken = make(mixes, numbers, world, workers)
+    else:
+        shelf = shelf_of(recipe, stage, spec)
+        alone = World(0, 1, world.device)  # every process needs all renderings: its examples are made of any
+        taken = shelf.batches(lambda start: make(mixes, Sampler(start, stage.batch, alone), alone, workers), numbers)
     batches = (make_batch(tuple(which), audio, recipe, spec) for which, audio in taken)
     yield from run_ahead(batches, world.device) if on_device and world.device.type == "cuda" else batches
+
+
+def shelf_of(recipe: Recipe, stage: Stage, spec: ModelSpec) -> Shelf:
+    """Where renderings wait to be heard again."""
+    return Shelf(recipe.seed, recipe.reuse.times, recipe.reuse.places, (stage.frames - 1) * spec.stft.hop)
 
 
 def loaded(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iterator[tuple[list[int], Tensor]]:

@@ -1,6 +1,6 @@
 """A network that learns: its optimizer, precision and gradients, and the averaged copy of its weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vocalremover.devices import PRECISIONS
 from vocalremover.errors import UsageError
 from vocalremover.training.distributed import World
+from vocalremover.training.muon import Muon
 from vocalremover.training.recipe import Optimiser
 
 
@@ -83,12 +84,45 @@ def make_player(network: nn.Module, settings: Optimiser, precision: str, world: 
         ids = [world.device.index] if world.device.type == "cuda" else None
         # Some networks have parameters that the original never uses, and whose gradients nobody may wait for.
         model = DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
-    optimizer = torch.optim.AdamW(
-        list(groups(network, frozen, settings.layer_decay)), lr=settings.learning_rate, betas=settings.betas,
-        weight_decay=settings.weight_decay, fused=world.device.type == "cuda",
-    )  # fmt: skip
+    optimizer = make_optimizer(network, settings, frozen, world)
     scaler = torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
     return Player(network, model, optimizer, scaler, precision, [each.clone() for each in _statistics(network)])
+
+
+def make_optimizer(
+    network: nn.Module, settings: Optimiser, frozen: set[str], world: World
+) -> torch.optim.Optimizer:
+    """AdamW for all, or Muon for the matrices that the settings do not keep plain."""
+    learned = list(groups(network, frozen, settings.layer_decay))
+    if settings.matrix_rate is None:
+        return torch.optim.AdamW(
+            learned, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay,
+            fused=world.device.type == "cuda",
+        )  # fmt: skip
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    for pattern in settings.plain:
+        require_match(pattern, names.values())
+    sorted_out = []
+    for group in learned:
+        for turned in (True, False):
+            chosen = [each for each in group["params"] if is_turned(names[each], each, settings.plain) == turned]
+            sorted_out.append({**group, "params": chosen, "matrices": turned})
+    return Muon(
+        [group for group in sorted_out if group["params"]], settings.learning_rate, settings.matrix_rate,
+        settings.betas, settings.weight_decay,
+    )  # fmt: skip
+
+
+def is_turned(name: str, parameter: Tensor, plain: tuple[str, ...]) -> bool:
+    """Whether a parameter moves as a matrix: biases and norms have one axis, and some matrices are kept plain."""
+    return parameter.ndim >= 2 and not any(fnmatchcase(name, pattern) for pattern in plain)
+
+
+def require_match(pattern: str, names: Iterable[str]) -> None:
+    """UsageError for a pattern that no parameter's name fits."""
+    names = list(names)
+    if not any(fnmatchcase(name, pattern) for name in names):
+        raise UsageError(f"no parameter is called {pattern}; there are for example {', '.join(names[:3])}")
 
 
 def freeze(network: nn.Module, patterns: tuple[str, ...]) -> set[str]:
@@ -98,8 +132,7 @@ def freeze(network: nn.Module, patterns: tuple[str, ...]) -> set[str]:
     """
     names = [name for name, _ in network.named_parameters()]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"no parameter is called {pattern}; there are for example {', '.join(names[:3])}")
+        require_match(pattern, names)
     frozen = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
     if len(frozen) == len(names):
         raise UsageError("everything is frozen: there is nothing to train")

@@ -43,8 +43,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW. clip: the largest norm of the gradients, None for any; freeze: patterns of parameter names (`encoder.*`)
-    that stay as they are; layer_decay: every block of the network learns that much more slowly than the one after."""
+    """AdamW, or, with a matrix_rate, Muon at this learning rate for matrices and convolutions and AdamW for what else
+    there is and for what `plain` names. clip: the largest norm of the gradients, None for any; freeze, plain: patterns
+    of parameter names (`encoder.*`), `freeze` of those that stay as they are; layer_decay: every block of the network
+    learns that much more slowly than the one after."""
 
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
@@ -52,6 +54,8 @@ class Optimiser:
     clip: float | None = 1.0
     layer_decay: float = 1.0
     freeze: tuple[str, ...] = ()
+    matrix_rate: float | None = None
+    plain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,20 @@ class Schedule:
     power: float = 1.0
     target: float = 0.0
     form: Literal["steep", "plain"] = "plain"
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Examples made of what was rendered before; see `reuse`. times: examples for every rendering; places: renderings
+    that are kept; frames: their length, None for that of an example."""
+
+    times: int = 1
+    places: int = 96
+    frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.times, self.places) < 1:
+            raise UsageError("reuse.times and reuse.places must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,7 @@ class Recipe:
     stages: tuple[Stage, ...] = (Stage(),)
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
+    reuse: Reuse = Reuse()
     masking: Masking = Masking()
     adversary: Adversary = Adversary()
     augmentation: Mapping[str, Any] = field(default_factory=dict)
@@ -128,6 +147,8 @@ class Recipe:
             raise UsageError(f"{self.model} reads what it left of the crops before and cannot be trained here")
         if not self.stages:
             raise UsageError("a recipe needs at least one stage")
+        if self.reuse.frames and self.reuse.frames < max(stage.frames for stage in self.stages):
+            raise UsageError("reuse.frames is shorter than an example: renderings are cut to the frames of a stage")
         if self.log_steps < 1 or self.patience < 1:
             raise UsageError("log_steps and patience must be at least 1")
 

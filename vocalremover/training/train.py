@@ -18,11 +18,11 @@ from vocalremover.errors import TrainingError, UsageError
 from vocalremover.evaluate.multitracks import Multitrack
 from vocalremover.models import ModelSpec
 from vocalremover.training import gan, pretrain, supervised
-from vocalremover.training.batches import Batch, load_batches
+from vocalremover.training.batches import Batch, load_batches, shelf_of
 from vocalremover.training.data import Catalogue
 from vocalremover.training.distributed import World
 from vocalremover.training.optimisation import average, make_player, share_kept
-from vocalremover.training.recipe import Recipe, Stage
+from vocalremover.training.recipe import Recipe, Reuse, Stage
 from vocalremover.training.schedules import factor
 from vocalremover.training.shelf import Clock, Line, Shelf, Tally
 from vocalremover.training.state import State, copy_weights, load_state, seed_step
@@ -74,7 +74,7 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
         losses, numbers, norm, rate = advance(run, state, stage, batches, spec, world)
         tally.add(losses, norm, rate, len(numbers) * world.size, broken=state.broken[1] > 0)
         if state.broken[1]:
-            line = describe(mixes_of(run, spec, stage), state, world.gather(numbers))
+            line = describe(run, spec, stage, state, world.gather(numbers))
             yield shelf.note(line)
         if state.broken[1] >= run.recipe.patience:
             raise TrainingError(
@@ -129,8 +129,8 @@ def calibrate(state: State, run: Run, spec: ModelSpec, world: World) -> None:
     network = state.players["network"].network
     if not hasattr(network, "calibrate"):
         return
-    stage = replace(run.recipe.stages[0], batch=4)
-    batches = load_batches(mixes_of(run, spec, stage), run.recipe, stage, spec, World(0, 1, world.device), 0, 0)
+    stage, recipe = replace(run.recipe.stages[0], batch=4), replace(run.recipe, reuse=Reuse())
+    batches = load_batches(mixes_of(run, spec, stage), recipe, stage, spec, World(0, 1, world.device), 0, 0)
     heard = [supervised.magnitudes(next(batches), spec) for _ in range(CALIBRATION // stage.batch)]
     network.calibrate(torch.cat(heard))
     state.averaged = copy_weights(network)
@@ -154,8 +154,8 @@ def stages(
 
 def mixes_of(run: Run, spec: ModelSpec, stage: Stage) -> Mixes:
     """The examples of a stage, by their numbers."""
-    strengths = strengths_of(run.recipe.augmentation)
-    return Mixes(run.catalogue, run.recipe.seed, (stage.frames - 1) * spec.stft.hop, strengths)
+    strengths, frames = strengths_of(run.recipe.augmentation), run.recipe.reuse.frames or stage.frames
+    return Mixes(run.catalogue, run.recipe.seed, (frames - 1) * spec.stft.hop, strengths)
 
 
 def advance(
@@ -185,7 +185,8 @@ def advance(
     return losses, numbers, norms["network"], share * settings.learning_rate
 
 
-def describe(mixes: Mixes, state: State, numbers: list[int]) -> Line:
+def describe(run: Run, spec: ModelSpec, stage: Stage, state: State, numbers: list[int]) -> Line:
     """What can be told of a broken step: the mixes are drawn again from their numbers."""
-    drawn = [str(mixes.mix(number)) for number in numbers]
+    mixes, shelf = mixes_of(run, spec, stage), shelf_of(run.recipe, stage, spec)
+    drawn = [str(mixes.mix(source)) for number in numbers for source in dict.fromkeys(shelf.sources(number))]
     return {"step": state.step, "skipped": state.broken[0], "examples": numbers, "mixes": drawn}

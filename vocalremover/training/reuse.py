@@ -1,0 +1,78 @@
+"""Rendered voices and backings, heard again in other pairs: effects cost as much as a small network's learning.
+
+A shelf holds the last so many renderings. Example k belongs to rendering k // times: the first such example is that
+rendering as it was drawn, the others are a voice and a backing from anywhere on the shelf, at levels and places of
+their own. What example k is depends on k and the seed alone, so a run that goes on hears what it would have heard.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GAIN_DB = 4.0  # up to which a voice and a backing that meet again are moved apart, either way
+
+Renderings = Callable[[int], Iterator[tuple[list[int], Tensor]]]
+"""From a number on: numbers and audio `[batch, 2 (mixture, vocals), 2 channels, samples]`."""
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """How renderings are heard again: `times` each, among the last `places`, cut to `samples`."""
+
+    seed: int
+    times: int
+    places: int
+    samples: int
+
+    def batches(self, renderings: Renderings, numbers: Iterator[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """Batches of examples by their numbers, which must rise."""
+        held: dict[int, Tensor] = {}
+        arriving: Iterator[tuple[int, Tensor]] | None = None
+        for taken in numbers:
+            newest = max(taken) // self.times
+            first = max(0, min(taken) // self.times - self.places + 1)
+            arriving = arriving or _one_by_one(renderings(first))
+            wanted = max(newest, self.places - 1)  # at the start the shelf is filled before anything is taken
+            while not held or max(held) < wanted:
+                number, audio = next(arriving)
+                held[number] = audio
+            for number in [number for number in held if number < first]:
+                del held[number]
+            yield taken, torch.stack([self.example(number, held) for number in taken])
+
+    def sources(self, number: int) -> tuple[int, int]:
+        """The renderings that give an example its voice and its backing."""
+        own, again = divmod(number, self.times)
+        newest = max(own, self.places - 1)
+        voice, backing = newest - self._dice(number).integers(0, self.places, 2)
+        return (int(voice), int(backing)) if again else (own, own)
+
+    def example(self, number: int, held: dict[int, Tensor]) -> Tensor:
+        """`[2 (mixture, vocals), 2 channels, samples]`."""
+        rng = self._dice(number)
+        rng.integers(0, self.places, 2)
+        place, gain, turns = rng.random(), 10 ** (rng.uniform(-GAIN_DB, GAIN_DB) / 20), rng.random(3) < 0.5
+        (mixture, voice), (whole, other) = (self.cut(held[source], place) for source in self.sources(number))
+        if number % self.times == 0:
+            return torch.stack((mixture, voice))
+        backing = (whole - other) * (-gain if turns[0] else gain)
+        voice, backing = (
+            each.flip(0) if turn else each for each, turn in zip((voice, backing), turns[1:], strict=True)
+        )
+        return torch.stack((voice + backing, voice))
+
+    def _dice(self, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64([self.seed, number, *b"reuse"]))
+
+    def cut(self, audio: Tensor, place: float) -> Tensor:
+        """The part of a rendering that begins at `place`, 0..1 of all."""
+        first = int(place * (audio.shape[-1] - self.samples + 1))
+        return audio[..., first : first + self.samples]
+
+
+def _one_by_one(batches: Iterator[tuple[list[int], Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    for numbers, audio in batches:
+        yield from zip(numbers, audio, strict=True)
