@@ -301,7 +301,6 @@ def test_a_song_under_another_name_becomes_a_flac(tmp_path: Path, make_song: Com
 
 def test_a_busy_machine_and_uneven_runs_are_told(tiny_model: Path) -> None:
     bench = Bench(Wanted(str(tiny_model), "cpu"))
-    bench.prepare()
     bench.load = 0.0
     bench.trials = [replace(done(1.0), spread=0.1)]
     assert doubts(bench) == []

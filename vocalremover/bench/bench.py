@@ -21,6 +21,8 @@ from vocalremover.errors import UsageError
 from vocalremover.evaluate import sdr
 from vocalremover.separate import Separator
 
+LEAST = -100.0  # dB, in place of minus infinity, which JSON does not know
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -37,7 +39,8 @@ class Bench:
     """Measures one model on one device: `prepare` says how long it will take, `run` yields what it finds.
 
     `stages`, `trials` and `wholes` (real-time factors from file to files) grow meanwhile, so that whoever stops it has
-    what was found until then. `complete` says whether nothing was left out for want of time.
+    what was found until then. `complete` says whether the whole plan was done. `most_resident` is the largest resident
+    set in bytes. `load` is what other programs took of the `processors` before.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -46,6 +49,7 @@ class Bench:
             raise UsageError(f"the seconds to measure for must be more than 0, not {wanted.seconds:g}")
         self.wanted = wanted
         self.device = choose_device(wanted.device)
+        self.processors = machine.processors()
         self.load = machine.load()  # before there is any of its own
         began = perf_counter()
         spec, network = checkpoint.load(wanted.model, self.device, wanted.config)
@@ -58,11 +62,12 @@ class Bench:
         rate, layout, blocks = song.beginning(wanted.song, window)
         peak = separator.peak(blocks, rate)
         self._stand = Stand(spec, network, self.device, blocks, rate, peak, layout, window)
+        self.plan: Plan | None = None
         self.stages: list[Stage] = []
         self.trials: list[Trial] = []
         self.wholes: dict[Setting, float] = {}
         self.complete = False
-        self._most_resident = machine.peak()
+        self.most_resident = machine.peak()
         self._sdr: dict[str, float | None] = {}
 
     def prepare(self) -> Plan:
@@ -70,15 +75,18 @@ class Bench:
         stand, began = self._stand, perf_counter()
         self._reference = stand.answer(replace(self.base, precision="fp32"))
         cost = perf_counter() - began
-        if cost < self.wanted.seconds / 4:
-            if self.base.precision != "fp32":
-                stand.answer(self.base)
-            cost = stages.timed(lambda: stand.answer(self.base), self.device)
+        if cost < self.wanted.seconds / 4 or self.device.type != "cpu":
+            separator = stand.separator(self.base)
+            seconds = [
+                stages.timed(lambda: stages.drain(stand.stream(separator, separator.batch)), self.device)
+                for _ in range(1 if self.device.type == "cpu" else 2)  # a GPU is prepared for full batches first
+            ]
+            cost = seconds[-1] / separator.batch
         if self.device.type == "cpu":
             precisions = ["fp32"] if machine.has_bf16() is False else ["fp32", "bf16"]
         else:
             precisions = list(PRECISIONS)
-        tried = plan.changes(self.base, precisions, machine.processors())
+        tried = plan.changes(self.base, precisions, self.processors)
         most = song.length(self.wanted.song) if self.wanted.song else None
         self.plan = plan.draw(stand.window, cost, self.wanted.seconds, tried, most)
         return self.plan
@@ -113,10 +121,10 @@ class Bench:
         best = self.best
         return {
             "vocalremover": __version__, "torch": torch.__version__, "system": platform.platform(),
-            "processor": machine.processor(), "processors": machine.processors(), "device": self._device_name(),
+            "processor": machine.processor(), "processors": self.processors, "device": self._device_name(),
             "model": self._stand.spec.name, "song": str(self.wanted.song) if self.wanted.song else None,
-            "load": self.load, "load_seconds": self.load_seconds, "plan": self.plan.record(), "complete": self.complete,
-            "host_bytes": self._most_resident, "stages": [stage.record() for stage in self.stages],
+            "load": self.load, "load_seconds": self.load_seconds, "plan": self.plan and self.plan.record(),
+            "complete": self.complete, "host_bytes": self.most_resident, "stages": [stage.record() for stage in self.stages],
             "default": self.base.record() | {"whole": self.wholes.get(self.base)},
             "trials": [trial.record() for trial in self.trials],
             "best": best and best.record() | {"whole": self.wholes.get(best.setting)},
@@ -143,7 +151,9 @@ class Bench:
         best = self.best
         if best and best.setting not in self.wholes and self._has_time(self.stages[-1].seconds):
             yield "the song with the best settings"
-            self._whole(Line(self._stand.separator(best.setting), path, folder), best.setting)
+            line = Line(self._stand.separator(best.setting), path, folder)
+            line.warm()
+            self._whole(line, best.setting)
         self.complete = all(trial.state != "left out" for trial in self.trials)
 
     def _tried(self) -> Iterator[str | Trial]:
@@ -154,9 +164,8 @@ class Bench:
             setting = replace(champion.setting if champion else self.base, **change)
             if any(trial.setting == setting for trial in self.trials):
                 continue
-            yield f"{setting.quality}, batch {setting.batch}, {setting.precision}" + (
-                f", {setting.threads} threads" if setting.threads else ""
-            )
+            threads = f", threads {setting.threads}" if setting.threads else ""
+            yield f"{setting.quality}, batch {setting.batch}, {setting.precision}{threads}"
             trial = self._left_out(setting, spare) or trials.run(
                 self._stand, setting, self.plan.windows, runs=self.plan.runs, champion=champion,
                 has_time=lambda seconds: self._has_time(seconds + spare),
@@ -185,7 +194,7 @@ class Bench:
         precision = trial.setting.precision
         if trial.state == "ok" and precision != "fp32" and precision not in self._sdr:
             found = sdr(self._stand.answer(replace(self.base, precision=precision)), self._reference)
-            self._sdr[precision] = found if math.isfinite(found) else None
+            self._sdr[precision] = None if found == math.inf else max(found, LEAST)
         return self._sdr.get(precision)
 
     def _whole(self, line: Line, setting: Setting) -> Stage:
@@ -203,4 +212,4 @@ class Bench:
         return perf_counter() + seconds <= self._ends
 
     def _remember(self) -> None:
-        self._most_resident = max(self._most_resident or 0, machine.peak() or 0) or None
+        self.most_resident = max(self.most_resident or 0, machine.peak() or 0) or None

@@ -99,10 +99,10 @@ def shown(bench: Bench) -> str:
     """The tables and the sentence at the end."""
     parts = []
     if bench.stages:
-        parts.append(drawn(stage_table(bench.stages)))
+        parts += [drawn(stage_table(bench.stages)), ""]
     if bench.trials:
-        parts += [drawn(trial_table(bench.trials, bench.best)), *reasons(bench.trials)]
-    resident = bench.record()["host_bytes"]
+        parts += [drawn(trial_table(bench.trials, bench.best)), *reasons(bench.trials), ""]
+    resident = bench.most_resident
     memory = f"Peak memory: {resident / MIB:.0f} MiB resident" if resident else "Peak memory: not told by this system"
     held = max((trial.device_bytes or 0 for trial in bench.trials), default=0)
     memory += f", {held / MIB:.0f} MiB on the device" if held else ""
@@ -118,9 +118,8 @@ def shown(bench: Bench) -> str:
 def doubts(bench: Bench) -> list[str]:
     """Why the numbers may be rough, a line each."""
     found = []
-    processors = bench.record()["processors"]
-    if bench.load is not None and bench.load > BUSY * processors:
-        found.append(f"Other programs are at work (load {bench.load:.1f} on {processors} cores): it can be faster.")
+    if bench.load is not None and bench.load > BUSY * bench.processors:
+        found.append(f"Other programs are at work (load {bench.load:.1f}, cores {bench.processors}): it can be faster.")
     uneven = max((trial.spread for trial in bench.trials), default=0.0)
     if uneven > UNEVEN:
         found.append(f"Runs of one setting differ by up to {uneven:.0%}: the numbers are rough.")
@@ -220,4 +219,4 @@ def drawn(table: Table) -> str:
     console = Console(width=None if sys.stdout.isatty() else WIDTH, file=sys.stdout)
     with console.capture() as capture:
         console.print(table)
-    return capture.get().rstrip("\n")
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
