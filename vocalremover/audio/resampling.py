@@ -20,29 +20,36 @@ class Resampler:
     """
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
-        self._stream = soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32", quality="HQ")
+        # A stream for each channel: soxr would want the channels in turns, and take them apart again.
+        self._streams = [
+            soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ") for _ in range(channels)
+        ]
         self._from_rate = from_rate
         self._to_rate = to_rate
-        self._channels = channels
         self._taken = 0
         self._given = 0
 
     def push(self, block: Tensor) -> Tensor:
         """Takes `[channels, samples]` float32 and returns the samples that are ready, possibly none."""
         self._taken += block.shape[-1]
-        return self._convert(np.ascontiguousarray(block.detach().cpu().numpy().T), last=False)
+        return self._convert(block.detach().cpu().numpy(), last=False)
 
     def finish(self) -> Tensor:
         """Returns the rest, cut or filled with zeros to the exact total."""
+        blank = np.zeros((len(self._streams), 0), np.float32)
         if self._taken == 0:
-            return torch.zeros(self._channels, 0)
-        rest = self._convert(np.zeros((0, self._channels), np.float32), last=True)
+            return torch.from_numpy(blank)
+        rest = self._convert(blank, last=True)
         missing = round(self._taken * self._to_rate / self._from_rate) - self._given
         self._given += missing
         return torch.nn.functional.pad(rest, (0, missing))
 
-    def _convert(self, samples: np.ndarray, last: bool) -> Tensor:
-        converted = torch.from_numpy(np.ascontiguousarray(self._stream.resample_chunk(samples, last=last).T))
+    def _convert(self, planes: np.ndarray, last: bool) -> Tensor:
+        made = [
+            stream.resample_chunk(np.ascontiguousarray(plane), last=last)
+            for stream, plane in zip(self._streams, planes, strict=True)
+        ]
+        converted = torch.from_numpy(np.stack(made))
         self._given += converted.shape[-1]
         return converted
 
