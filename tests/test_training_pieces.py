@@ -29,6 +29,7 @@ from vocalremover.training.plans import make_plan
 from vocalremover.training.recipe import Stage, read_recipe
 from vocalremover.training.rendering import Tapes, perform
 from vocalremover.training.shipping import join, split
+from vocalremover.training.strengths import OURS, Dose
 from vocalremover.training.voxaug import Mixes, draw
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -296,3 +297,28 @@ def test_the_host_is_never_asked_while_a_batch_is_rendered(cache: Path) -> None:
         perform(small, CPU.device, tapes)
     steps = [sum(event.cpu_parent is None for event in each.events()) for each in (half, watched)]
     assert steps[1] < 1.6 * steps[0], "twice the examples take far from twice the operations"
+
+
+@pytest.mark.gpu
+def test_a_gpu_renders_what_a_cpu_renders(cache: Path) -> None:
+    """All but noise, which is another there, and the coder, whose thresholds rounding may cross."""
+    still = {"roughness": Dose(), "phase": Dose()}
+    ours = replace(OURS, voice=replace(OURS.voice, **still), backing=replace(OURS.backing, **still), codec=Dose())
+    catalogue, gpu = load(cache), torch.device("cuda")
+    tapes = Tapes(catalogue, gpu)
+    mixes = [draw(catalogue, 5, epoch, 0, ours) for epoch in range(32)]
+    found = perform(make_plan(mixes, RATE, tapes.places.__getitem__), gpu, tapes)
+    torch.testing.assert_close(found.cpu(), perform(make_plan(mixes, RATE), CPU.device), atol=1e-3, rtol=0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_handed_the_batches_that_were_made_ahead(cache: Path) -> None:
+    recipe = read_recipe("thin", changes=TINY, steps=1)
+    mixes, stage = Mixes(load(cache), 3, 31 * 256), Stage(frames=32, batch=3)
+    world = World(0, 1, torch.device("cuda"))
+    heard = []
+    for _ in range(2):
+        batches = load_batches(mixes, recipe, stage, recipe.spec(), world, 30, 2, on_device=True)
+        heard.append([batch.mixture.clone() for batch in islice(batches, 20)])
+        batches.close()
+    assert all(torch.equal(one, other) for one, other in zip(*heard, strict=True))
