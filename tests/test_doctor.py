@@ -185,6 +185,23 @@ def test_the_probe_notices_a_torch_that_cannot_reach_numpy(monkeypatch: pytest.M
     assert probe.facts("torch", "torch") == {"error": "RuntimeError: Numpy is not available"}
 
 
+def test_groups_name_what_their_modules_load() -> None:
+    """What a group is the first to load it has to need; else its absence would be told as something odd."""
+    script = (
+        "import sys\n"
+        "from vocalremover.doctor.checks import GROUPS\n"
+        "from vocalremover.doctor.libraries import LIBRARIES\n"
+        "before = set()\n"
+        "for group, needs in GROUPS.items():\n"
+        "    __import__('vocalremover.doctor.' + group)\n"
+        "    loaded = {library.module for library in LIBRARIES} & set(sys.modules)\n"
+        "    assert loaded - before <= set(needs), (group, loaded - before)\n"
+        "    before = loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 # Sound
 
 

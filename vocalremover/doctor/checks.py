@@ -44,7 +44,7 @@ class Wanted:
 
 
 TORCH = ("torch", "numpy")
-SOUND = (*TORCH, "av", "soundfile", "soxr")
+SOUND = (*TORCH, "einops", "av", "soundfile", "soxr")
 MODELS = (*TORCH, "einops", "platformdirs", "safetensors", "yaml")
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "computer": (),

@@ -1,6 +1,7 @@
 """Whether songs can be written and read: a second of sound through every encoder and back through its decoder."""
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def _round(name: str, sound: Tensor, folder: Path) -> Check:
         heard, rate = read(path)
         heard = torch.cat(list(resample([heard], rate, RATE)), dim=1)
     except Exception as error:  # what a codec library raises is what is to be told
-        return Check("sound", name, "failed", first_line(str(error).replace(f"{folder}{'/'}", "")), repair)
+        return Check("sound", name, "failed", first_line(str(error).replace(f"{folder}{os.sep}", "")), repair)
     if heard.shape != sound.shape:
         found = f"{heard.shape[1]} samples of {sound.shape[1]} come back"
         return Check("sound", name, "failed", found, repair)
