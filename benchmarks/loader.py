@@ -12,19 +12,29 @@ are told too, because they do not depend on who else is using the machine.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.rows import Row, Settings
 from vocalremover.models import MODELS
 from vocalremover.training.data import RATE, Catalogue, Sources, Track, prepare
 from vocalremover.training.plans import Plan, make_plan
 from vocalremover.training.rendering import Tapes, perform
 from vocalremover.training.strengths import PRESETS
 from vocalremover.training.voxaug import Mixes
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """The contract of `benchmarks.rows`: examples a second, against those that a training step takes."""
+    device = "cuda" if settings.device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
+    words = ["--device", device, "--examples", "8" if settings.quick else "32", "--minutes", "4"]
+    loaded, rendered, trained = compare(make_parser().parse_args(words))
+    for what, speed in (("the loader", loaded), (f"batches on {device}", rendered)):
+        yield Row(what, speed, "examples/s", trained, "the training step", least=1)
 
 
 def make_noise(folder: Path, minutes: int = 32) -> Catalogue:
@@ -78,21 +88,11 @@ def make_step(model: str, frames: int, batch: int, device: torch.device) -> Call
     return step
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--frames", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="ours")
-    parser.add_argument("--examples", type=int, default=64)
-    options = parser.parse_args()
+def compare(options: argparse.Namespace) -> tuple[float, float, float]:
+    """Examples a second of the loader, of batches on the device, and of the training step."""
     device, batch, count = torch.device(options.device), options.batch, options.examples
     with tempfile.TemporaryDirectory() as folder:
-        catalogue = prepare(Sources(), options.cache) if options.cache else make_noise(Path(folder))
+        catalogue = prepare(Sources(), options.cache) if options.cache else make_noise(Path(folder), options.minutes)
         samples = (options.frames - 1) * MODELS[options.model].stft.hop
         mixes = Mixes(catalogue, 1, samples, PRESETS[options.preset])
         measure("one process", lambda number: mixes[number], count, 1, torch.device("cpu"))
@@ -112,6 +112,27 @@ def main() -> None:
         rendered = measure(f"batches of {batch} on {device}", render, count, batch, device)
         step = make_step(options.model, options.frames, batch, device)
         trained = measure("training step", step, count, batch, device)
+    return loaded, rendered, trained
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The words of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="ours")
+    parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--minutes", type=int, default=32, help="of noise, of voices and of backings")
+    return parser
+
+
+def main() -> None:
+    """Print the table."""
+    loaded, rendered, trained = compare(make_parser().parse_args())
     loaded, rendered = loaded / trained, rendered / trained
     print(f"of what is needed, the loader makes {loaded:.1f} times, the batched path {rendered:.1f} times")
 

@@ -29,7 +29,8 @@ def show(rows: Iterable[Row] | Iterable[tuple[str, Row]], console: Console | Non
     console.print(table)
     for name, row in named:
         if row.state != "done":
-            console.print(escape(f"{row.state}: {name}: {row.what}: {row.note}"), style=HUES[row.state])
+            where = ": ".join(dict.fromkeys(filter(None, (name, row.what))))
+            console.print(escape(f"{row.state}: {where}: {row.note}"), style=HUES[row.state])
 
 
 def cells(row: Row) -> list[str]:
