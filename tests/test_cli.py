@@ -152,11 +152,11 @@ def test_every_option_reaches_the_library(command: Command, make_song: Command, 
     song = make_song()
     words = "-o out --template {model}_{track}_{stem}.{ext} --stem instrumental -f mp3 --bitrate 192k --clip rescale"
     words += " -g 1 --precision fp32 -c 256 --padding 32 -B 3 --overwrite -m default --skip-existing -j 2"
-    words += " --quality best --shifts 2 --tta --config some.yaml"
+    words += " --quality best --shifts 2 --tta --config some.yaml --acceleration compile"
     assert command("separate", song, *words.split()).code == 0
     assert (loaded.models, loaded.devices, loaded.config) == (["default"], ["cuda:1"], Path("some.yaml"))
     assert loaded.inference == Inference(
-        precision="fp32", batch=3, quality="best", size=256, context=32, shifts=2, tta=True
+        precision="fp32", batch=3, quality="best", size=256, context=32, shifts=2, tta=True, acceleration="compile"
     )
     assert loaded.settings == batch.Settings(
         out=Path("out"),

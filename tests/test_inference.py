@@ -213,6 +213,11 @@ def test_contradictions(wrong: dict, word: str) -> None:
         Inference(**wrong)
 
 
+def test_an_unknown_acceleration_is_refused() -> None:
+    with pytest.raises(UsageError, match="auto, none, compile"):
+        Inference(acceleration="turbo")
+
+
 def test_windows_that_cannot_be() -> None:
     for how in ({"overlap": 0.96}, {"overlap": -0.1}, {"segment": 1, "context": 40}):
         with pytest.raises(UsageError):

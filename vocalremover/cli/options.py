@@ -101,6 +101,7 @@ class Computing:
     device: str
     gpu: int | None
     precision: str
+    acceleration: str
     batch_size: int | None
     quality: str
     overlap: float | None
@@ -137,7 +138,7 @@ class Computing:
         return Inference(
             precision=self.precision, batch=self.batch_size, quality=self.quality, size=self.cropsize,
             context=self.padding, segment=self.segment, overlap=overlap, shifts=self.shifts, tta=self.tta,
-            crops=ORIGINAL_TTA if self.crops == ORIGINAL else self.crops or (),
+            crops=ORIGINAL_TTA if self.crops == ORIGINAL else self.crops or (), acceleration=self.acceleration,
         )  # fmt: skip
 
 
@@ -259,6 +260,10 @@ OPTIONS: Mapping[type, tuple[Callable, ...]] = {
         ),
         option("Device", "-g", "--gpu", type=click.IntRange(min=-1), metavar="N", help="As -d cuda:N; -1: -d cpu."),
         option("Device", "--precision", type=choice("auto", "fp32", "bf16", "fp16"), default="auto", show_default=True),
+        option(
+            "Device", "--acceleration", type=choice("auto", "none", "compile"), default="auto", show_default=True,
+            help="auto: CUDA graphs on a GPU; compile: for many songs, after a minute or more.",
+        ),
         option(
             "Device", "-b", "-B", "--batch-size", "--batchsize", type=_COUNT, metavar="N",
             help="Windows that go through the network together.",
