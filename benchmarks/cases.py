@@ -120,9 +120,10 @@ def timed(
     first = time.perf_counter() - began
     seconds = per_batch(runner, windows, case.chunking, case.device)
     cuda = case.device.type == "cuda"
-    return {"first_s": first, "ms": 1e3 * seconds, "x_real": batch * case.seconds / seconds,
-            "of_matrix_peak": batch * flop / seconds / peak[precision],
-            "of_copy_peak": batch * traffic / seconds / peak["bytes"], "warnings": runner.warnings,
+    shares = {f"of_{name}_peak": batch * asked / seconds / peak[key] if key in peak else None
+              for name, asked, key in (("matrix", flop, precision), ("copy", traffic, "bytes"))}  # fmt: skip
+    return {"first_s": first, "ms": 1e3 * seconds, "x_real": batch * case.seconds / seconds, **shares,
+            "warnings": runner.warnings,
             "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None}  # fmt: skip
 
 

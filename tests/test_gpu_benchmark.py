@@ -17,7 +17,7 @@ PEAK = {"fp32": 1e10, "bf16": 1e10, "fp16": 1e10, "bytes": 1e10}
 
 def test_every_answer_is_on_disk(tmp_path: Path) -> None:
     """From the card to the last kernel, in processes of its own."""
-    told = list(gpu.run(tmp_path / "out", "cpu", True, ["default"], 300))
+    told = list(gpu.run(tmp_path / "out", "cpu", True, ["default"], 900))
     assert [one["kind"] for one in told] == [
         "peak", "network", "network", "error", "error", "error", "song", "kernels", "kernels"
     ]  # fmt: skip
