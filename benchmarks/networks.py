@@ -22,18 +22,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.rows import Row, Settings, absent
 from vocalremover import checkpoint
 from vocalremover.models import MODELS, NETWORKS, ModelSpec
 from vocalremover.networks.layers import Pair, Rotary, join_heads, split_heads
 
 ROOT = Path(__file__).resolve().parent.parent
+LEAST = {"default": 5.0}  # seconds of song in a second of one processor: 10 on two
 UNIT = 2**20 if sys.platform == "darwin" else 2**10  # the system counts bytes there, KiB elsewhere
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """The contract of `benchmarks.rows`: CPU time and memory of a crop, beside the plain formulation where it fits."""
+    for name, frames in (("default", None), ("v10", 256 if settings.quick else 512)):
+        crop = ask(16, "crop", name, frames, False)
+        if "error" in crop:
+            yield Row(name, state="failed", note=crop["error"])
+            continue
+        what = f"{name}, {crop['frames']} frames"
+        yield Row(f"{what}, a core", 1 / crop["cpu_per_second"], "s/s", 1, "real time", least=LEAST.get(name))
+        plain = ask(16, "crop", name, frames, True)  # nothing for the default model, which has nothing to compare
+        for key, unit in (("cpu_per_second", "CPU s/s"), ("crop_mib", "MiB")) if plain else ():
+            if "error" in plain:
+                yield absent(f"{what}, plain", plain["error"])
+            else:
+                yield Row(what, crop[key], unit, plain[key], "plain attention, same crop")
 
 
 def plain_running_attention(query: Tensor, key: Tensor, value: Tensor, earlier: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.rows import Row, Settings
 from vocalremover import Separator
 from vocalremover.chunks import trapezoid
 from vocalremover.devices import PRECISIONS
@@ -44,6 +45,22 @@ ROOT = Path(__file__).resolve().parent.parent
 UNIT = 2**20 if sys.platform == "darwin" else 2**10  # the system counts bytes there, KiB elsewhere
 RELEASED = ("bs_roformer", "mel_roformer")
 REPEATS = {"cpu": 1, "cuda": 10}
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """The contract of `benchmarks.rows`: a window and a song beside the plain formulation."""
+    device = "cuda" if settings.device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
+    small = ["--frames", "51", "--windows", "2"] if device == "cpu" or settings.quick else []
+    options = make_parser().parse_args(["--device", device, *small])
+    precision = "fp32" if device == "cpu" else "fp16"
+    for name in RELEASED[-1:] if settings.quick else RELEASED:
+        told = measure(name, precision, options)
+        unit = "CPU-s" if device == "cpu" else "s"
+        for kind in ("window", "song"):
+            ours, plain = told[f"{kind}_ours"], told[f"{kind}_plain"]
+            what = f"{name}, {precision}, {told['sizes']['frames']} frames, a {kind}"
+            yield Row(what, ours["seconds"], unit, plain["seconds"], "reference's formulation")
+            yield Row(f"{what}, memory", ours["peak_mib"], "MiB", plain["peak_mib"], "reference's formulation")
 
 
 class Plain(nn.Module):
@@ -308,8 +325,8 @@ def show(row: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Prints the table as it comes into being."""
+def make_parser() -> argparse.ArgumentParser:
+    """The words of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roformers", description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=RELEASED, default=RELEASED, metavar="NAME")
     parser.add_argument("--device", choices=REPEATS, default="cpu")
@@ -320,7 +337,12 @@ def main() -> int:
     parser.add_argument("--windows", type=float, default=4, help="windows that the song is long (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there, too")
     parser.add_argument("--task", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Prints the table as it comes into being."""
+    options = make_parser().parse_args()
     if options.task:
         print(json.dumps(child(*options.task)))
         return 0
