@@ -13,7 +13,6 @@ Source: carperbr/frame-transformer at a678637, inference/v10/libft2gan/frame_tra
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,13 +26,19 @@ from vocalremover.networks.layers import (
     residual_attention,
     resize,
 )
+from vocalremover.networks.strips import Maps, prepare, project, residual
 
 WIDTHS = (1, 2, 4, 6, 8, 10)
 MAPS = (1, 2, 4, 8, 12, 14)
 
 
+def activate(x: Tensor) -> Tensor:
+    """The leaky ReLU, written over its input."""
+    return F.leaky_relu(x, inplace=True)
+
+
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; with `stride` 2 it halves the frames, rounded up."""
+    """Two 3x3 convolutions of concatenated maps with a shortcut; with `stride` 2 it halves the frames, rounded up."""
 
     def __init__(self, in_channels: int, out_channels: int, features: int, stride: int) -> None:
         super().__init__()
@@ -43,8 +48,8 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(in_channels, out_channels, 3, padding=1, stride=(1, stride), bias=False)
         self.idt = nn.Identity() if plain else nn.Conv2d(in_channels, out_channels, 1, stride=(1, stride), bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.idt(x) + self.conv2(F.leaky_relu(self.conv1(self.norm1(x)), inplace=True))
+    def forward(self, maps: Maps) -> Tensor:
+        return residual(maps, self.norm1, self.conv1, activate, self.conv2, self.idt)
 
 
 class Attention(nn.Module):
@@ -68,16 +73,27 @@ class Attention(nn.Module):
             nn.Conv2d(maps, maps, (1, 3), padding=(0, 1), bias=False),
         )
 
-    def forward(self, x: Tensor, memory: Tensor, earlier: list[Pair]) -> tuple[Tensor, list[Pair]]:
-        query, key, value = self.q_proj(x), self.k_proj(memory), self.v_proj(memory)
+    def forward(
+        self, maps: Maps, norm: MultichannelLayerNorm, memory: Maps | None, earlier: list[Pair]
+    ) -> tuple[Tensor, list[Pair]]:
+        """Without a memory, keys and values are made of the normalised maps, too."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        convolutions = [projection[0] for projection in projections]
+        if memory is None:
+            made = project(maps, norm, convolutions)
+        else:
+            made = (*project(maps, norm, convolutions[:1]), *project(memory, None, convolutions[1:]))
+        query, key, value = (
+            projection[2](projection[1](one)) for projection, one in zip(projections, made, strict=True)
+        )
         attended, pairs = residual_attention(query, key, value, self.heads, self.embedding, earlier)
-        return self.o_proj(attended), pairs
+        return prepare(self.o_proj(attended)), pairs
 
 
 class FrameTransformerEncoder(nn.Module):
     """Self-attention, then a feed-forward part of 3x3 convolutions that also sees what was attended.
 
-    Returns channels + maps channels, the attended maps alone and the logits as a list of pairs.
+    Returns its channels, the attended maps and the logits as a list of pairs.
     """
 
     def __init__(self, channels: int, maps: int, features: int, heads: int, expansion: int, dropout: float) -> None:
@@ -90,17 +106,15 @@ class FrameTransformerEncoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Pair]]:
-        normal = self.norm1(x)
-        attended, pairs = self.attn(normal, normal, [])
-        hidden = self.conv1(self.norm2(torch.cat((x, attended), dim=1)))
-        x = x + self.dropout(self.conv2(F.leaky_relu(hidden, inplace=True)))
-        return torch.cat((x, attended), dim=1), attended, pairs
+        attended, pairs = self.attn((x,), self.norm1, None, [])
+        x = residual((x, attended), self.norm2, self.conv1, activate, lambda hidden: self.dropout(self.conv2(hidden)))
+        return x, attended, pairs
 
 
 class FrameTransformerDecoder(nn.Module):
     """Self-attention, attention to the encoder of the same level, then the feed-forward part.
 
-    Both attentions start from the encoder's logits. Returns channels + 3 * maps channels.
+    Both attentions start from the encoder's logits. Returns its channels and three groups of attended maps.
     """
 
     def __init__(self, channels: int, maps: int, features: int, heads: int, expansion: int, dropout: float) -> None:
@@ -114,16 +128,15 @@ class FrameTransformerDecoder(nn.Module):
         self.conv2 = nn.Conv2d((channels + 3 * maps) * expansion, channels, 3, padding=1, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, skip: Tensor, skip_attended: Tensor, pairs: list[Pair]) -> Tensor:
-        normal = self.norm1(x)
-        own, _ = self.self_attn(normal, normal, pairs)
-        # The skip already ends with what its encoder attended; the original hands those maps in a second time.
-        memory = torch.cat((skip, skip_attended), dim=1)
-        other, _ = self.skip_attn(self.norm2(torch.cat((x, own), dim=1)), memory, pairs)
-        attended = torch.cat((skip_attended, own, other), dim=1)
-        hidden = self.conv1(self.norm3(torch.cat((x, attended), dim=1)))
-        x = x + self.dropout(self.conv2(F.leaky_relu(hidden, inplace=True)))
-        return torch.cat((x, attended), dim=1)
+    def forward(self, x: Tensor, skip: Tensor, skip_attended: Tensor, pairs: list[Pair]) -> Maps:
+        own, _ = self.self_attn((x,), self.norm1, None, pairs)
+        # The encoder's output ends with what it attended; the original hands those maps in a second time.
+        memory = (skip, skip_attended, skip_attended)
+        other, _ = self.skip_attn((x, own), self.norm2, memory, pairs)
+        attended = (skip_attended, own, other)
+        maps = (x, *attended)
+        x = residual(maps, self.norm3, self.conv1, activate, lambda hidden: self.dropout(self.conv2(hidden)))
+        return x, *attended
 
 
 class FrameTransformer(nn.Module):
@@ -159,18 +172,19 @@ class FrameTransformer(nn.Module):
 
     def logits(self, magnitude: Tensor) -> Tensor:
         """`[batch, in_channels, n_fft / 2, frames]` -> logits `[batch, out_channels, n_fft / 2, frames]`."""
-        x, skips = magnitude, []
+        maps, skips = (prepare(magnitude),), []
         for level in range(1, len(WIDTHS) + 1):
-            x = self.get_submodule(f"enc{level}")(x)
+            x = self.get_submodule(f"enc{level}")(maps)
             x, attended, pairs = self.get_submodule(f"enc{level}_transformer")(x)
             skips.append((x, attended, pairs))
+            maps = x, attended
         skips.pop()
         for level in range(len(WIDTHS) - 1, 0, -1):
             skip, attended, pairs = skips.pop()
-            x = torch.cat((skip, resize(x, skip.shape[-2:])), dim=1)
-            x = self.get_submodule(f"dec{level}")(x)
-            x = self.get_submodule(f"dec{level}_transformer")(x, skip, attended, pairs)
-        return self.out(x)
+            raised = [resize(x, skip.shape[-2:]) for x in maps]
+            x = self.get_submodule(f"dec{level}")((skip, attended, *raised))
+            maps = self.get_submodule(f"dec{level}_transformer")(x, skip, attended, pairs)
+        return project(maps, None, [self.out])[0]
 
     def forward(self, magnitude: Tensor) -> Tensor:
         """`[batch, in_channels, n_fft / 2 + 1, frames]` -> mask `[batch, out_channels, n_fft / 2 + 1, frames]`."""
