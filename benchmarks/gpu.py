@@ -66,10 +66,12 @@ def ask(task: str, device: str, tiny: bool, peak: dict[str, float], limit: float
     try:
         for line in process.stdout:
             yield {"model": task, **json.loads(line)}
+    except GeneratorExit:
+        process.kill()
+        raise
     finally:
         alive = clock.is_alive()
         clock.cancel()
-        process.kill() if process.poll() is None and not alive else None
     if process.wait():
         why = f"its process ended with {process.returncode}" if alive else f"its {limit:.0f} s were over"
         yield {"model": task, "kind": "end", "error": why}
@@ -86,8 +88,9 @@ def run(out: Path, device: str, tiny: bool, models: Sequence[str], budget: float
             (out / "gpu.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             if answer["kind"] == "peak":
                 peak = {key: value for key, value in answer.items() if isinstance(value, float)}
+            elif answer["kind"] == "kernels":
+                (out / "kernels.txt").write_text(kernel_list(told), encoding="utf-8")
             yield answer
-    (out / "kernels.txt").write_text(kernel_list(told), encoding="utf-8")
 
 
 def kernel_list(told: Sequence[dict]) -> str:
@@ -95,7 +98,7 @@ def kernel_list(told: Sequence[dict]) -> str:
     lines = []
     for one in told:
         if one["kind"] == "kernels":
-            how = " ".join(str(one[key]) for key in ("model", "precision", "batch", "way"))
+            how = f"{one['model']} {one['precision']} batch {one['batch']} {one['way']}"
             lines.append(f"\n{how}: {one['device_ms']:.2f} of {one['wall_ms']:.2f} ms, busy {one['busy']:.0%}")
             lines += [f"{top['share']:6.1%} {top['ms']:9.3f} ms {top['count']:6d} x {top['kernel'][:110]}"
                       for top in one["top"]]  # fmt: skip
