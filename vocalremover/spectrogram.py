@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -26,6 +27,14 @@ def _window(name: str, n_fft: int, win_length: int, dtype: torch.dtype, device: 
     with torch.inference_mode(False):
         window = WINDOWS[name](win_length, periodic=True, dtype=dtype, device=device)
         return F.pad(window, (blank // 2, blank - blank // 2))
+
+
+def modulus(spectrogram: Tensor) -> Tensor:
+    """The absolute values of a complex spectrogram, without a gradient."""
+    if spectrogram.device.type != "cpu":
+        return spectrogram.abs()
+    # Exact to the same last bit or two, in a sixth of the time that torch takes on a processor with AVX2.
+    return torch.from_numpy(np.abs(spectrogram.detach().resolve_conj().numpy()))
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,8 @@ class STFT:
         for block in blocks:
             samples += block.shape[-1]
             held = block if held is None else torch.cat((held, block), dim=-1)
-            last = block if last is None else torch.cat((last, block), dim=-1)
-            last = last[..., -(self.n_fft // 2 + self.hop) :]
+            reach = self.n_fft // 2 + self.hop
+            last = block[..., -reach:] if last is None else torch.cat((last, block[..., -reach:]), dim=-1)[..., -reach:]
             if not started and samples > self.n_fft // 2:
                 held, started = torch.cat((self._head(held, samples), held), dim=-1), True
             if started and held.shape[-1] >= self.n_fft:
@@ -117,26 +126,26 @@ class STFT:
         `(frames - 1) * hop + n_fft // 2` samples, the reach of the last frame, which is never less than
         `librosa.istft` gives; cut them to the song's length.
         """
-        overlap: Tensor | None = None  # sums of windowed frames that later frames still add to
-        envelope: Tensor | None = None  # the same sums of the squared window alone
+        overlap: Tensor | None = None  # `[..., steps - 1, hop]`: sums of windowed frames that later frames still add to
         surplus = self.n_fft // 2  # samples before the song, in front of the first frame's centre
+        frames = 0
         for block in blocks:
-            if not block.shape[-1]:
+            count = block.shape[-1]
+            if not count:
                 continue
-            sums, squares = self._overlap_add(block)
+            sums = self._overlap_add(block)
             if overlap is not None:
-                sums[..., : overlap.shape[-1]] += overlap
-                squares[: envelope.shape[-1]] += envelope
-            done = block.shape[-1] * self.hop
-            overlap, envelope = sums[..., done:], squares[done:]
-            if done > surplus:
-                yield self._normalise(sums[..., surplus:done], squares[surplus:done])
-            surplus = max(surplus - done, 0)
+                sums[..., : overlap.shape[-2], :] += overlap
+            done = self._normalise(sums[..., :count, :], frames).flatten(-2)
+            overlap, frames = sums[..., count:, :], frames + count
+            if done.shape[-1] > surplus:
+                yield done[..., surplus:]
+            surplus = max(surplus - done.shape[-1], 0)
         if overlap is None:
             return
         reach = self.n_fft - self.hop  # where the last frame ends
         if reach > surplus:
-            yield self._normalise(overlap[..., surplus:reach], envelope[surplus:reach])
+            yield self._normalise(overlap, frames, frames).flatten(-2)[..., surplus:reach]
 
     def _head(self, first: Tensor, samples: int) -> Tensor:
         """The `n_fft // 2` samples before the song, whose first samples are `first`."""
@@ -168,22 +177,34 @@ class STFT:
     def _weights(self, like: Tensor) -> Tensor:
         return _window(self.window, self.n_fft, self.win_length or self.n_fft, like.dtype, like.device)
 
-    def _overlap_add(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of the windowed frames `[..., samples]` and of the squared window `[samples]`, overlapped."""
-        steps = -(-self.n_fft // self.hop)  # a frame in steps of one hop, the last filled up with zeros
-        fill = (0, steps * self.hop - self.n_fft)
+    def _overlap_add(self, spectrogram: Tensor) -> Tensor:
+        """Sums of the windowed, overlapping frames, `[..., frames + steps - 1, hop]`; a frame has `steps` hops."""
         frames = torch.fft.irfft(rearrange(spectrogram, "... bins frames -> ... frames bins"), n=self.n_fft)
-        window = self._weights(frames)
-        count = frames.shape[-2]
-        parts = F.pad(frames * window, fill).unflatten(-1, (steps, self.hop))
-        squares = F.pad(window**2, fill).unflatten(-1, (steps, self.hop))
-        sums = parts.new_zeros(*parts.shape[:-3], count + steps - 1, self.hop)
-        envelope = squares.new_zeros(count + steps - 1, self.hop)
-        for step in range(steps):
-            sums[..., step : step + count, :] += parts[..., step, :]
-            envelope[step : step + count] += squares[step]
-        return sums.flatten(-2), envelope.flatten()
+        window, count, steps = self._weights(frames), frames.shape[-2], -(-self.n_fft // self.hop)
+        sums = frames.new_zeros(*frames.shape[:-2], count + steps - 1, self.hop)
+        for step, start in enumerate(range(0, self.n_fft, self.hop)):
+            part = frames[..., start : start + self.hop]
+            sums[..., step : step + count, : part.shape[-1]].addcmul_(part, window[start : start + self.hop])
+        return sums
 
-    def _normalise(self, sums: Tensor, envelope: Tensor) -> Tensor:
-        """Divides by the squared windows; where no window reaches, the sums are zero already."""
-        return sums / torch.where(envelope > torch.finfo(envelope.dtype).tiny, envelope, 1)
+    def _normalise(self, sums: Tensor, first: int, frames: int | None = None) -> Tensor:
+        """Divides rows `[..., rows, hop]` of sums, of which `first` is the first, by the squared windows upon them.
+
+        frames: how many there are in all, None where there are enough. Where no window reaches, the sums are zero.
+        """
+        # Farther from the ends of the song than a frame reaches, all rows lie under the same windows.
+        steps = -(-self.n_fft // self.hop)
+        first, frames = min(first, steps - 1), None if frames is None else min(frames, steps - 1)
+        rows = 1 if frames is None and first == steps - 1 else sums.shape[-2]
+        window = self._weights(sums)
+        return sums / _divisors(window, self.hop, first, rows, frames)
+
+
+@lru_cache(maxsize=32)
+def _divisors(window: Tensor, hop: int, first: int, rows: int, frames: int | None) -> Tensor:
+    """`[rows, hop]`: the sums of the squared windows upon each row, 1 where there is none."""
+    with torch.inference_mode(False):
+        squares = F.pad(window**2, (0, -len(window) % hop)).unflatten(-1, (-1, hop))
+        last = first + rows if frames is None else frames
+        divisors = torch.stack([squares[max(row + 1 - last, 0) : row + 1].sum(0) for row in range(first, first + rows)])
+        return torch.where(divisors > torch.finfo(window.dtype).tiny, divisors, 1)

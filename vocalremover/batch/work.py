@@ -200,9 +200,12 @@ class Work:
         clamp = self._settings.clip == "clamp"
         with writer:
             for block in self._stems[stem]:
-                if block.numel():
+                if clamp and block.numel():
                     self._peaks[stem] = max(self._peaks[stem], float(block.abs().max()))
-                    writer.write(block.clamp(-1, 1) if clamp else block)
+                    block = block.clamp(-1, 1)
+                writer.write(block)
+        if not clamp:
+            self._peaks[stem] = writer.peak
 
     def _encode(self, spool: Path, writer: Writer, gain: float) -> None:
         with Reader(spool) as reader, writer:
