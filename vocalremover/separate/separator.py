@@ -219,6 +219,8 @@ class Separator:
                 flat = (flat[:, first] + flat[:, second]) / 2
             elif first != list(range(flat.shape[1])):
                 flat = flat[:, first]
+            if flat.is_inference():  # which a caller could not change
+                flat = flat.clone()
             yield rearrange(flat, "parts channels samples -> (parts channels) samples")
 
     def _pair(self, block: Tensor, layout: str | None) -> Tensor:

@@ -58,16 +58,13 @@ class Spectra:
             # A network's mask has its frames side by side, the spectrogram its bins: across few frames both stay in
             # a processor's cache.
             step = FEW if mask.device.type == "cpu" else mask.shape[-1]
-            for few in keep.split(step, dim=-1):
-                yield from self._product(waiting.take(few.shape[-1]), few)
+            start = 0
+            for piece in waiting.take(keep.shape[-1]):
+                for few in piece.split(step, dim=-1):
+                    yield few * keep[..., start : start + few.shape[-1]]
+                    start += few.shape[-1]
         for piece in waiting.take(waiting.held):
             yield piece * keep[..., -1:]
-
-    def _product(self, pieces: Iterable[Tensor], keep: Tensor) -> Iterator[Tensor]:
-        start = 0
-        for piece in pieces:
-            yield piece * keep[..., start : start + piece.shape[-1]]
-            start += piece.shape[-1]
 
     def _windows(self, magnitudes: Iterable[Tensor], chunking: Chunking, shift: int) -> Iterator[Tensor]:
         """One pass: the masks of all windows, put together."""
