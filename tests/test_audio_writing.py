@@ -150,6 +150,18 @@ def test_dither_makes_the_error_independent_of_the_song(tmp_path: Path) -> None:
     assert (found - tone).var().item() == pytest.approx(2.0**-30 / 4, rel=0.05)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_dither_is_the_same_however_a_song_is_cut(tmp_path: Path, channels: int) -> None:
+    song = noise(channels, 9999)
+    written = []
+    for block in (9999, 1001, 7):
+        with Writer(tmp_path / "song", 44100, channels, Encoding("wav", "16")) as writer:
+            for part in song.split(block, dim=1):
+                writer.write(part)
+        written.append((tmp_path / "song").read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
 def test_silence_stays_silent(tmp_path: Path) -> None:
     write(tmp_path / "song", torch.zeros(2, 5000), 44100, Encoding("wav", "16"))
     assert not read(tmp_path / "song")[0].any()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vocalremover.errors import UsageError
-from vocalremover.spectrogram import STFT
+from vocalremover.spectrogram import STFT, modulus
 
 SMALL = {"n_fft": 64, "hop": 32}
 SETTINGS = [
@@ -183,3 +183,10 @@ def test_gradients_flow() -> None:
 def test_settings_that_make_no_transform(wrong: dict) -> None:
     with pytest.raises(UsageError):
         STFT(**wrong)
+
+
+def test_modulus_is_the_absolute_value() -> None:
+    spectrogram = STFT(512, 128).forward(torch.randn(2, 5000, generator=torch.Generator().manual_seed(0)))
+    # Each of the two may be off by a bit in the last place.
+    for one in (spectrogram, spectrogram.conj(), spectrogram[..., 1:4], 1e30 * spectrogram, 1e-30 * spectrogram):
+        torch.testing.assert_close(modulus(one), one.abs(), rtol=3e-7, atol=0)
