@@ -4,12 +4,13 @@ Maps are `[batch, channels, features, frames]`; where several go in they count a
 A strip is some neighbouring features of all frames. Outside inference on a CPU there is one strip only, the whole map:
 a GPU has no use for small pieces, and gradients need everything anyway.
 
-On a CPU the maps have their channels last in memory, where torch's convolutions reach nearly what a product of matrices
-does. A whole hidden map costs more than its arithmetic there: it is too large for the caches, and the system maps and
-clears its pages anew for every layer.
+On a CPU the maps have their channels last in memory, where torch's convolutions do nearly as many operations a second
+as a product of matrices. A whole hidden map costs more than its arithmetic there: it is too large for the caches, and
+the system maps and clears its pages anew for every layer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -18,9 +19,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 NUMBERS = 1 << 20  # of the widest map in a strip: 4 MiB in float32
-HEIGHT = 16  # features of the smallest strip; the convolutions compute up to 4 more
+HEIGHT = 16  # features of the smallest strip; the first of two convolutions computes two more
+WINOGRAD = 32  # channels in and out from which Winograd's convolution is faster than the direct one
 
 Maps = Sequence[Tensor]
+Function = Callable[[Tensor], Tensor]
 
 
 class Norm(Protocol):
@@ -40,57 +43,103 @@ def in_strips(x: Tensor) -> bool:
 
 def prepare(x: Tensor) -> Tensor:
     """The map as the functions below want it in memory."""
-    return x.contiguous(memory_format=torch.channels_last) if in_strips(x) else x
+    if not in_strips(x):
+        return x
+    _, channels, features, frames = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    # One channel would pass for either order, and whatever it is joined with would be put in the other.
+    return x.as_strided(x.shape, (channels * features * frames, 1, channels * frames, channels))
 
 
 def residual(
-    maps: Maps, norm: Norm, conv1: nn.Conv2d, activation: Callable[[Tensor], Tensor],
-    conv2: Callable[[Tensor], Tensor], shortcut: Callable[[Tensor], Tensor] | None = None,
+    maps: Maps, norm: Norm, conv1: nn.Conv2d, activation: Function, conv2: nn.Conv2d,
+    shortcut: Function | None = None, dropout: Function | None = None,
 ) -> Tensor:  # fmt: skip
-    """`shortcut(x) + conv2(activation(conv1(norm(x))))` of the maps x; without a shortcut the first map takes it.
+    """`shortcut(x) + dropout(conv2(activation(conv1(norm(x)))))` of the maps x; without a shortcut of the first map.
 
-    Both convolutions have kernels of 3x3 with padding 1; the second may have a stride along the frames.
+    Both convolutions have kernels of 3x3 with padding 1 and no bias; the second may have a stride along the frames.
     """
-
-    def strips() -> Iterator[Tensor]:
-        for strip, normal, inner in cut(maps, norm, 2, conv1.out_channels):
-            straight = strip[:, : maps[0].shape[1], inner] if shortcut is None else shortcut(strip[:, :, inner])
-            yield straight + conv2(activation(conv1(normal)))[:, :, inner]
-
-    return join(strips(), maps[0].shape[2])
+    height = strip_height(maps, conv1.out_channels)
+    if height is None:
+        x = joined(maps)
+        change = conv2(activation(conv1(norm(x))))
+        return (maps[0] if shortcut is None else shortcut(x)) + (change if dropout is None else dropout(change))
+    made = Join(maps[0].shape[2])
+    for strip, normal, inner, missing in cut(maps, norm, height, halo=2):
+        hidden = activation(convolve(pad(normal, missing), conv1.weight))
+        # Beyond the map there is nothing for the second convolution, either.
+        hidden[:, :, : missing[0] // 2] = 0
+        hidden[:, :, hidden.shape[2] - missing[1] // 2 :] = 0
+        change = convolve(hidden, conv2.weight, conv2.stride)
+        straight = strip[:, : maps[0].shape[1], inner] if shortcut is None else shortcut(strip[:, :, inner])
+        made.add(straight, change if dropout is None else dropout(change))
+    return made.map
 
 
 def project(maps: Maps, norm: Norm | None, convs: Sequence[nn.Conv2d]) -> tuple[Tensor, ...]:
     """What each of some convolutions, all 1x1 or all 3x3, makes of the same maps, normalised if there is a norm."""
     weight, padding = torch.cat([conv.weight for conv in convs]), convs[0].padding
-    strips = cut(maps, norm, padding[0], sum(x.shape[1] for x in maps))
-    made = (F.conv2d(normal, weight, padding=padding)[:, :, inner] for _, normal, inner in strips)
-    return join(made, maps[0].shape[2]).split([conv.out_channels for conv in convs], dim=1)
+    height = strip_height(maps, sum(x.shape[1] for x in maps))
+    if height is None:
+        x = joined(maps)
+        whole = F.conv2d(x if norm is None else norm(x), weight, padding=padding)
+    else:
+        made = Join(maps[0].shape[2])
+        for _, normal, _, missing in cut(maps, norm, height, padding[0]):
+            made.put(F.conv2d(pad(normal, missing), weight, padding=(0, padding[1])))
+        whole = made.map
+    return whole.split([conv.out_channels for conv in convs], dim=1)
 
 
-def cut(maps: Maps, norm: Norm | None, halo: int, channels: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """Strips of the maps with up to `halo` features more on either side, these normalised, and where the strip is.
+def convolve(x: Tensor, weight: Tensor, stride: tuple[int, int] = (1, 1)) -> Tensor:
+    """The convolution with a kernel of 3x3 that pads the frames by 1 and the features not at all.
 
-    channels: of the widest map that is made of a strip. Nothing is added beyond the first and the last feature: the
-    padding of the convolutions belongs there.
+    With many channels Winograd's algorithm (Lavin and Gray 2015) needs a fifth of the products. It rounds ten times
+    as much: 1e-5 of the largest number instead of 1e-6.
     """
+    if min(weight.shape[:2]) < WINOGRAD or stride != (1, 1) or not (has_winograd() and multiplies_in_single(x)):
+        return F.conv2d(x, weight, stride=stride, padding=(0, 1))
+    return torch._nnpack_spatial_convolution(x.contiguous(), weight, None, (0, 1))
+
+
+@cache
+def has_winograd() -> bool:
+    """Whether torch comes with NNPACK, and this processor can run it. torch itself uses it for large batches only."""
+    return hasattr(torch, "_nnpack_spatial_convolution") and torch._nnpack_available()
+
+
+def multiplies_in_single(x: Tensor) -> bool:
+    """Whether products with x are computed in float32: not in a network of another precision, nor under autocast."""
+    return F.linear(x.new_ones(1, 1), x.new_ones(1, 1)).dtype == torch.float32
+
+
+def strip_height(maps: Maps, channels: int) -> int | None:
+    """How many features a strip has of which a map of so many channels is made; None for one strip, the whole map."""
     batch, _, features, frames = maps[0].shape
     height = max(NUMBERS // (batch * channels * frames), HEIGHT)
-    if height >= features or not in_strips(maps[0]):
-        whole = joined(maps)
-        yield whole, whole if norm is None else norm(whole), slice(None)
-        return
-    scales = [] if norm is None else [moments(x, norm.eps) for x in maps]
-    mean, scale = (joined(parts) for parts in zip(*scales, strict=True)) if scales else (None, None)
+    return height if height < features and in_strips(maps[0]) else None
+
+
+def cut(
+    maps: Maps, norm: Norm | None, height: int, halo: int
+) -> Iterator[tuple[Tensor, Tensor, slice, tuple[int, int]]]:
+    """Strips of the maps with `halo` features more on either side where there are any.
+
+    Gives the strip, the strip normalised, where in it the strip without halo is, and how many features are missing
+    before and behind it.
+    """
+    features = maps[0].shape[2]
+    if norm is not None:
+        mean, scale = (joined(parts) for parts in zip(*(moments(x, norm.eps) for x in maps), strict=True))
+        weight, bias = (channels_last(table) for table in (norm.weight, norm.bias))
     for start in range(0, features, height):
         stop = min(start + height, features)
-        rows = slice(max(start - halo, 0), stop + halo)
-        strip = joined([x[:, :, rows] for x in maps])
-        normal = strip
+        first, last = max(start - halo, 0), min(stop + halo, features)
+        strip = normal = joined([x[:, :, first:last] for x in maps])
         if norm is not None:
-            weight, bias = (rearrange(one[:, :, rows], "c one f -> c f one") for one in (norm.weight, norm.bias))
-            normal = torch.addcmul(bias, (strip - mean).mul_(scale), weight)
-        yield strip, normal, slice(start - rows.start, stop - rows.start)
+            normal = (strip - mean).mul_(scale)
+            torch.addcmul(bias[:, first:last], normal, weight[:, first:last], out=normal)
+        yield strip, normal, slice(start - first, stop - first), (halo + first - start, halo + stop - last)
 
 
 def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -99,9 +148,19 @@ def moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     # To batch normalisation every column is a channel. Its kernel takes the mean first and then the squares, as layer
     # normalisation does, and reads the map in the order of memory, unlike torch.var_mean (16 times as fast).
     mean, variance = torch.batch_norm_update_stats(columns, None, None, 0.0)
-    shape = {"b": x.shape[0], "t": x.shape[3]}
-    mean, scale = (rearrange(one, "(b t c) -> b c 1 t", **shape) for one in (mean, torch.rsqrt(variance + eps)))
+    sizes = {"b": x.shape[0], "t": x.shape[3]}
+    mean, scale = (rearrange(one, "(b t c) -> b c 1 t", **sizes) for one in (mean, torch.rsqrt(variance + eps)))
     return mean, scale
+
+
+def channels_last(table: Tensor) -> Tensor:
+    """A norm's `[channels, 1, features]` as `[channels, features, 1]`, in the maps' order in memory."""
+    return rearrange(rearrange(table, "c one f -> f one c").contiguous(), "f one c -> c f one")
+
+
+def pad(x: Tensor, missing: tuple[int, int]) -> Tensor:
+    """The map with so many features of zeros before and behind it."""
+    return F.pad(x, (0, 0, *missing)) if any(missing) else x
 
 
 def joined(maps: Maps) -> Tensor:
@@ -109,15 +168,25 @@ def joined(maps: Maps) -> Tensor:
     return torch.cat(tuple(maps), dim=1) if len(maps) > 1 else maps[0]
 
 
-def join(strips: Iterable[Tensor], features: int) -> Tensor:
-    """The map of all features that the strips make up, one after the other."""
-    made, start = None, 0
-    for strip in strips:
-        if strip.shape[2] == features:
-            return strip
-        if made is None:
-            shape = (*strip.shape[:2], features, strip.shape[3])
-            made = torch.empty(shape, dtype=strip.dtype, memory_format=torch.channels_last)
-        made[:, :, start : start + strip.shape[2]] = strip
-        start += strip.shape[2]
-    return made
+class Join:
+    """A map of so many features from strips of it, one after the other."""
+
+    map: Tensor
+
+    def __init__(self, features: int) -> None:
+        self.features, self.done = features, 0
+
+    def put(self, strip: Tensor) -> None:
+        """The next strip."""
+        self._place(strip).copy_(strip)
+
+    def add(self, strip: Tensor, other: Tensor) -> None:
+        """The next strip as a sum."""
+        torch.add(strip, other, out=self._place(strip))
+
+    def _place(self, strip: Tensor) -> Tensor:
+        if not self.done:
+            shape = (*strip.shape[:2], self.features, strip.shape[3])
+            self.map = torch.empty(shape, dtype=strip.dtype, memory_format=torch.channels_last)
+        start, self.done = self.done, self.done + strip.shape[2]
+        return self.map[:, :, start : self.done]

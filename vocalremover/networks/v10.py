@@ -107,7 +107,7 @@ class FrameTransformerEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Pair]]:
         attended, pairs = self.attn((x,), self.norm1, None, [])
-        x = residual((x, attended), self.norm2, self.conv1, activate, lambda hidden: self.dropout(self.conv2(hidden)))
+        x = residual((x, attended), self.norm2, self.conv1, activate, self.conv2, dropout=self.dropout)
         return x, attended, pairs
 
 
@@ -135,7 +135,7 @@ class FrameTransformerDecoder(nn.Module):
         other, _ = self.skip_attn((x, own), self.norm2, memory, pairs)
         attended = (skip_attended, own, other)
         maps = (x, *attended)
-        x = residual(maps, self.norm3, self.conv1, activate, lambda hidden: self.dropout(self.conv2(hidden)))
+        x = residual(maps, self.norm3, self.conv1, activate, self.conv2, dropout=self.dropout)
         return x, *attended
 
 
