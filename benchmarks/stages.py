@@ -33,7 +33,7 @@ from vocalremover.separate import Separator
 from vocalremover.spectrogram import modulus
 
 SECONDS, QUICK_SECONDS = 240, 20
-LOSSY_SECONDS = 20  # of the song: the lossy encoders are slow, and not ours
+LOSSY_SECONDS = 10  # of the song: the lossy encoders are slow, and not ours
 TARGET = 150  # times real time on one core
 RATE, OTHER_RATE = 44100, 48000
 BLOCK = 1 << 16  # samples, as Reader gives them
