@@ -81,7 +81,7 @@ class Song:
 def rows(settings: Settings) -> Iterator[Row]:
     """Each stage against its bound, then all together against real time."""
     torch.set_num_threads(1)
-    with TemporaryDirectory() as folder, torch.inference_mode():
+    with TemporaryDirectory() as folder:
         song = make_song(Path(folder), QUICK_SECONDS if settings.quick else SECONDS, settings.song)
         bare: dict[str, float] = {}
         for stage in (decoding, resampling, transforms, encoding):
