@@ -19,7 +19,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 NUMBERS = 1 << 20  # of the widest map in a strip: 4 MiB in float32
-HEIGHT = 16  # features of the smallest strip; the first of two convolutions computes two more
+HEIGHT = 16  # features of the smallest strip
+TILE = 6  # features and frames that Winograd's algorithm computes at once
 WINOGRAD = 32  # channels in and out from which Winograd's convolution is faster than the direct one
 
 Maps = Sequence[Tensor]
@@ -65,7 +66,8 @@ def residual(
         change = conv2(activation(conv1(norm(x))))
         return (maps[0] if shortcut is None else shortcut(x)) + (change if dropout is None else dropout(change))
     made = Join(maps[0].shape[2])
-    for strip, normal, inner, missing in cut(maps, norm, height, halo=2):
+    planes = takes_winograd(maps[0], conv1.weight, conv1.stride)
+    for strip, normal, inner, missing in cut(maps, norm, height, 2, planes):
         hidden = activation(convolve(pad(normal, missing), conv1.weight))
         # Beyond the map there is nothing for the second convolution, either.
         hidden[:, :, : missing[0] // 2] = 0
@@ -97,9 +99,15 @@ def convolve(x: Tensor, weight: Tensor, stride: tuple[int, int] = (1, 1)) -> Ten
     With many channels Winograd's algorithm (Lavin and Gray 2015) needs a fifth of the products. It rounds ten times
     as much: 1e-5 of the largest number instead of 1e-6.
     """
-    if min(weight.shape[:2]) < WINOGRAD or stride != (1, 1) or not (has_winograd() and multiplies_in_single(x)):
-        return F.conv2d(x, weight, stride=stride, padding=(0, 1))
-    return torch._nnpack_spatial_convolution(x.contiguous(), weight, None, (0, 1))
+    if takes_winograd(x, weight, stride):
+        return torch._nnpack_spatial_convolution(x.contiguous(), weight, None, (0, 1))
+    return F.conv2d(x, weight, stride=stride, padding=(0, 1))
+
+
+def takes_winograd(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
+    """Whether `convolve` takes the other algorithm, which wants every channel as a plane of its own."""
+    many = min(weight.shape[:2]) >= WINOGRAD and stride == (1, 1)
+    return many and has_winograd() and multiplies_in_single(x)
 
 
 @cache
@@ -114,19 +122,23 @@ def multiplies_in_single(x: Tensor) -> bool:
 
 
 def strip_height(maps: Maps, channels: int) -> int | None:
-    """How many features a strip has of which a map of so many channels is made; None for one strip, the whole map."""
+    """How many features a strip has of which a map of so many channels is made; None for one strip, the whole map.
+
+    With the two more that the first of two convolutions computes it is a multiple of TILE.
+    """
     batch, _, features, frames = maps[0].shape
     height = max(NUMBERS // (batch * channels * frames), HEIGHT)
+    height = -(-(height + 2) // TILE) * TILE - 2
     return height if height < features and in_strips(maps[0]) else None
 
 
 def cut(
-    maps: Maps, norm: Norm | None, height: int, halo: int
+    maps: Maps, norm: Norm | None, height: int, halo: int, planes: bool = False
 ) -> Iterator[tuple[Tensor, Tensor, slice, tuple[int, int]]]:
     """Strips of the maps with `halo` features more on either side where there are any.
 
     Gives the strip, the strip normalised, where in it the strip without halo is, and how many features are missing
-    before and behind it.
+    before and behind it. planes: whether the normalised strip has its channels first in memory.
     """
     features = maps[0].shape[2]
     if norm is not None:
@@ -137,7 +149,9 @@ def cut(
         first, last = max(start - halo, 0), min(stop + halo, features)
         strip = normal = joined([x[:, :, first:last] for x in maps])
         if norm is not None:
-            normal = (strip - mean).mul_(scale)
+            kind = torch.contiguous_format if planes else torch.channels_last
+            normal = torch.empty(strip.shape, dtype=mean.dtype, memory_format=kind)
+            torch.sub(strip, mean, out=normal).mul_(scale)
             torch.addcmul(bias[:, first:last], normal, weight[:, first:last], out=normal)
         yield strip, normal, slice(start - first, stop - first), (halo + first - start, halo + stop - last)
 
