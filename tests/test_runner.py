@@ -325,7 +325,7 @@ def tiny(name: str) -> nn.Module:
     """A small network of each kind, with random weights."""
     torch.manual_seed(0)
     if name == "compact":
-        return compact.CompactFrameTransformer(512, (4, 4, 4, 4, 4), 2, 1, 2).eval()
+        return compact.CompactFrameTransformer(512, ((256, 4),), (4, 4, 4, 4, 4), 2, 1, 2).eval()
     return Rows(roformer.Transformer(16, 1, lambda: roformer.Attention(16, 2, 8))).eval()
 
 

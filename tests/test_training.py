@@ -31,8 +31,8 @@ from vocalremover.training.validation import find_songs
 CPU = World(0, 1, torch.device("cpu"))
 SHORT = ["stft={n_fft: 512, hop: 256}", "stages=[{frames: 32, batch: 2}]", "log_steps=1", "schedule.warm_up=2"]
 COMPACT = [
-    *SHORT, "network={n_fft: 512, channels: [4, 4, 4, 4, 4], maps: 2, num_layers: 1, num_heads: 1}",
-    "chunking={size: 64, context: 8}",
+    *SHORT, "network={n_fft: 512, bands: [[64, 2], [192, 6]], channels: [4, 4, 4, 4, 4], maps: 2, num_layers: 1, "
+    "num_heads: 1}", "chunking={size: 64, context: 8}", "reuse={times: 2, places: 4, frames: 40}",
 ]  # fmt: skip
 THIN = [*SHORT, "network={n_fft: 512, channels: 2, num_heads: 2, expansion: 2, dropout: 0.1}"]
 PRIMER = [

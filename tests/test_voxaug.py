@@ -203,3 +203,20 @@ def test_strengths_are_read_from_a_recipe() -> None:
 def test_strengths_that_do_not_exist_are_refused(settings: dict) -> None:
     with pytest.raises(UsageError):
         strengths_of(settings)
+
+
+def test_a_share_of_the_examples_is_sung_by_the_songs() -> None:
+    tracks = [Track(Path(f"{name}.npy"), f"{name}.flac", "singing") for name in "abcdefghij"]
+    songs = ((tracks[0], Track(Path("backing.npy"), "backing.flac", "multitrack")),)
+    backings = tuple(Track(Path(f"{name}.npy"), f"{name}.flac", "instrumental") for name in "klm")
+    catalogue = Catalogue(tuple(tracks), backings, songs)
+    plain, favoured = (
+        [draw(catalogue, 1, epoch, 0, replace(OURS, songs=share, no_voice=0.0)) for epoch in range(400)]
+        for share in (0.0, 0.5)
+    )
+    counts = [sum(mix.voices[0].track is tracks[0] for mix in mixes) for mixes in (plain, favoured)]
+    # A tenth in turn, and half of the rest: 400 draws of these chances have deviations of 6 and 10.
+    assert 16 < counts[0] < 64 and 180 < counts[1] < 260
+    # Whoever sings as before sings the same.
+    same = [(a, b) for a, b in zip(plain, favoured, strict=True) if b.voices[0].track is not tracks[0]]
+    assert all(a == b for a, b in same)

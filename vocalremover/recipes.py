@@ -49,6 +49,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "default": {
         "network": "compact",
         "args": {},
+        "stft": STFT(4096, 1024),
         "target": "vocals",
         "chunking": Chunking(size=512, context=64),
         "peak": False,

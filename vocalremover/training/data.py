@@ -103,6 +103,11 @@ class Catalogue:
         """The instrumental of every song by the path of its vocals."""
         return {vocals.path: instrumental for vocals, instrumental in self.songs}
 
+    @cached_property
+    def singers(self) -> tuple[Track, ...]:
+        """The sections of the songs' vocals."""
+        return tuple(track for track in self.voices if track.path in self.partners)
+
 
 def prepare(
     sources: Sources, cache: Path, limit_bytes: int | None = None, verify: bool = False, workers: int = 1,

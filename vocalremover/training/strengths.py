@@ -71,14 +71,16 @@ class Doses:
 
 @dataclass(frozen=True)
 class Strengths:
-    """All of voxaug. level: bring voices and backings to a common level before their gains; song: chance that the voice
-    of a whole song meets its own backing as it was mixed; second_voice, second_backing: level in dB of another one;
-    no_voice, no_backing: chance of an example without; gain_db, swap, codec, high_cut: of the finished mix, `codec`
-    being how many dB below its surroundings a bin is dropped, as coders of music do."""
+    """All of voxaug. level: bring voices and backings to a common level before their gains; songs: share of examples
+    whose voice is a whole song's, besides those that come to it in turn; song: chance that such a voice meets its own
+    backing as it was mixed; second_voice, second_backing: level in dB of another one; no_voice, no_backing: chance of
+    an example without; gain_db, swap, codec, high_cut: of the finished mix, `codec` being how many dB below its
+    surroundings a bin is dropped, as coders of music do."""
 
     voice: Doses = Doses()
     backing: Doses = Doses()
     level: bool = False
+    songs: float = 0.0
     song: float = 0.0
     second_voice: Dose = Dose()
     second_backing: Dose = Dose()

@@ -55,6 +55,7 @@ def draw(catalogue: Catalogue, seed: int, epoch: int, index: int, strengths: Str
     place = int(_order(len(catalogue.backings), (seed, epoch, 1))[index])
     voices = _order(len(catalogue.voices), (seed,))
     voice = catalogue.voices[int(voices[(epoch + place) % len(voices)])]
+    voice = _draw_singer(catalogue, (seed, epoch, index), strengths.songs) or voice
     backing = catalogue.backings[place]
     kinds = rng.random(3)
     whole = {
@@ -72,6 +73,14 @@ def draw(catalogue: Catalogue, seed: int, epoch: int, index: int, strengths: Str
         level = "parts" if strengths.level else "none"
     silent, alone = kinds[1] < strengths.no_voice, kinds[2] < strengths.no_backing
     return Mix(() if silent else parts[0], () if alone and not silent else parts[1], level=level, **whole)
+
+
+def _draw_singer(catalogue: Catalogue, place: tuple[int, ...], share: float) -> Track | None:
+    """In a share of the examples, the voice of a whole song; dice of its own leave all else as it is without it."""
+    rng = np.random.Generator(np.random.PCG64([*place, *b"songs"]))
+    if not catalogue.songs or rng.random() >= share:
+        return None
+    return catalogue.singers[rng.integers(len(catalogue.singers))]
 
 
 def _draw_voices(
