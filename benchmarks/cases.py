@@ -31,7 +31,8 @@ TINY: dict[str, dict[str, object]] = {
                     "stft_win_length": 512, "freqs_per_bands": [*[32] * 8, 1]},
     "mel_roformer": {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "num_bands": 8, "stft_n_fft": 512,
                      "stft_hop_length": 256, "stft_win_length": 512},
-    "default": {"n_fft": 512, "channels": (4, 4, 4, 4, 4), "maps": 2, "num_layers": 1, "num_heads": 2},
+    "default": {"n_fft": 512, "bands": ((256, 4),), "channels": (4, 4, 4, 4, 4), "maps": 2, "num_layers": 1,
+                "num_heads": 2},
 }  # fmt: skip
 """What makes networks tiny, whose STFT is then that of BINS and whose windows have FRAMES."""
 
