@@ -19,9 +19,7 @@ from vocalremover.models import ModelSpec
 from vocalremover.separate.passes import Pass
 
 CPU_FRAMES = 1024  # wider windows are slower on a CPU (their buffers leave its caches) and need more memory
-# What a crop that was made smaller for a CPU sees of its neighbours, so that no seam is heard. With random weights the
-# first kept frames of V10 and V8 then differ from those of a much wider crop as much as the frames in the middle do.
-CPU_CONTEXT = 32
+CPU_CONTEXT = 64  # what a crop that was made smaller for a CPU sees of its neighbours, so that no seam is heard
 BATCH = {"cuda": 4}  # on a CPU a batch costs speed: measured +45 % time for 4 windows at once
 
 # Measured by benchmarks/overlap.py; the curves are in benchmarks/curves. What the edge of a window costs ends 25 to 50
