@@ -72,6 +72,8 @@ def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     for capability, chosen in (((9, 0), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
         assert choose_precision("auto", torch.device("cuda")) == chosen
+        assert choose_precision("auto", torch.device("cuda"), delicate=True) == "fp32"
+        assert choose_precision("fp16", torch.device("cuda"), delicate=True) == "fp16"
     for wrong in ("fp16", "int8"):
         with pytest.raises(UsageError):
             choose_precision(wrong, torch.device("cpu"))

@@ -1,7 +1,7 @@
 """Names in, devices out: what PyTorch can compute on here, in which precision; and how blocks get there and back."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -56,17 +56,30 @@ def choose_devices(names: str | Iterable[str]) -> list[torch.device]:
     return list(dict.fromkeys(numbered))
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """The key in PRECISIONS for a name that may be "auto"; raises UsageError for what the device has not."""
+def choose_precision(name: str, device: torch.device, delicate: bool = False) -> str:
+    """The key in PRECISIONS for a name that may be "auto"; raises UsageError for what the device has not.
+
+    delicate: for a network that half precision changes too much, so that "auto" keeps to single precision.
+    """
     if name not in ("auto", *PRECISIONS):
         raise UsageError(f"the precision must be auto, {', '.join(PRECISIONS)}, not {name!r}")
     if name == "fp16" and device.type == "cpu":
         raise UsageError("fp16 is for GPUs; on a CPU choose bf16 or fp32")
     if name != "auto":
         return name
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= HALF_CAPABILITY:
+    if device.type == "cuda" and not delicate and torch.cuda.get_device_capability(device) >= HALF_CAPABILITY:
         return "fp16"  # three more bits of a mask than bf16; what overflows runs again in fp32
     return "fp32"
+
+
+def exactly(device: torch.device) -> AbstractContextManager:
+    """In which float32 is float32: elsewhere cuDNN rounds what goes into a convolution to the 11 bits of TF32."""
+    if device.type != "cuda":
+        return nullcontext()
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
 
 
 @lru_cache

@@ -14,7 +14,6 @@ Whether an answer is finite is told by a flag that is copied after it, and read 
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vocalremover.chunks import Chunking, join, split
-from vocalremover.devices import PRECISIONS, accept, beside, copied, mark
+from vocalremover.devices import PRECISIONS, accept, beside, copied, exactly, mark
 from vocalremover.errors import DeviceError, ModelError
 from vocalremover.separate.graphs import Graphs
 from vocalremover.separate.regions import Regions
@@ -188,7 +187,8 @@ class Runner:
             started.done.synchronize()
         if self.precision != "fp32" and not finite.all():
             single = partial(self._computed, self.network)
-            answer[~finite] = self.around(started.windows[~finite], single)
+            with exactly(self.device):
+                answer[~finite] = self.around(started.windows[~finite], single)
             finite = _finite(answer)
             self._warn(f"{self.precision} overflowed: the crops concerned were computed again in fp32")
         if not finite.all():
@@ -211,7 +211,7 @@ class Runner:
 
     def _forward(self, inputs: Tensor, **keywords: object) -> Tensor:
         half = self.precision != "fp32"
-        with torch.autocast(self.device.type, PRECISIONS[self.precision]) if half else nullcontext():
+        with torch.autocast(self.device.type, PRECISIONS[self.precision]) if half else exactly(self.device):
             return self._computed(self._half, inputs, **keywords)
 
     def _computed(self, network: nn.Module, inputs: Tensor, **keywords: object) -> Tensor:
