@@ -20,12 +20,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.rows import Row, Settings
+from vocalremover.dataset import Catalogue, Sources, Track, prepare
+from vocalremover.dataset.cache import RATE
 from vocalremover.models import MODELS
-from vocalremover.training.data import RATE, Catalogue, Sources, Track, prepare
-from vocalremover.training.plans import Plan, make_plan
-from vocalremover.training.rendering import Tapes, perform
-from vocalremover.training.strengths import PRESETS
-from vocalremover.training.voxaug import Mixes
+from vocalremover.voxaug import PRESETS, Mixes
+from vocalremover.voxaug.plans import Plan, make_plan
+from vocalremover.voxaug.rendering import Tapes, perform
 
 
 def rows(settings: Settings) -> Iterator[Row]:

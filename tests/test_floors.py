@@ -13,14 +13,16 @@ PACKAGE = ROOT / "vocalremover"
 
 # A package's floor holds for every module in it that has none of its own.
 FLOORS = {
-    "vocalremover": 11,
-    "vocalremover.__main__": 11,
-    "vocalremover.cli": 10,
+    "vocalremover": 12,
+    "vocalremover.__main__": 12,
+    "vocalremover.cli": 11,
+    "vocalremover.training": 10,
     "vocalremover.report": 9,
+    "vocalremover.voxaug": 9,
     "vocalremover.bench": 9,
     "vocalremover.doctor": 9,
     "vocalremover.batch": 8,
-    "vocalremover.training": 8,
+    "vocalremover.dataset": 8,
     "vocalremover.ensemble": 7,
     "vocalremover.evaluate": 7,
     "vocalremover.separate": 6,
@@ -45,7 +47,7 @@ FLOORS = {
 # Networks are documents: they share layers.py and strips.py and nothing else, not even with each other.
 TOGETHER = tuple(
     f"vocalremover.{room}"
-    for room in "audio batch bench checkpoint cli doctor ensemble evaluate separate training".split()
+    for room in "audio batch bench checkpoint cli dataset doctor ensemble evaluate separate training voxaug".split()
 )
 
 

@@ -10,10 +10,10 @@ import torch
 
 from vocalremover.audio import write
 from vocalremover.cli import main
+from vocalremover.dataset import Sources, prepare
+from vocalremover.dataset.cache import RATE
+from vocalremover.dataset.melody import Style, _load_world, add_melodies, draw_style, midi, sing
 from vocalremover.errors import InputError
-from vocalremover.training.cache import RATE
-from vocalremover.training.data import Sources, prepare
-from vocalremover.training.melody import Style, _load_world, add_melodies, draw_style, midi, sing
 
 needs_world = pytest.mark.skipif(find_spec("pyworld") is None, reason="pyworld is not installed")
 STYLE = Style(centre=57, key=0, scale=(0, 2, 4, 5, 7, 9, 11), glide=0.05, vibrato_cents=30, vibrato_hertz=5.5,

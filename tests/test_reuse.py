@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vocalremover.training.reuse import GAIN_DB, Shelf
+from vocalremover.voxaug.reuse import GAIN_DB, Shelf
 
 LENGTH = 50
 SHELF = Shelf(seed=3, times=4, places=6, samples=20)

@@ -17,11 +17,12 @@ from torch import nn
 
 from vocalremover.audio import write
 from vocalremover.checkpoint import load
+from vocalremover.dataset import Catalogue, Sources, prepare
+from vocalremover.dataset.cache import RATE
 from vocalremover.errors import InputError, TrainingError, UsageError
 from vocalremover.models import MODELS
 from vocalremover.separate import Separator
 from vocalremover.training import losses
-from vocalremover.training.data import RATE, Catalogue, Sources, prepare
 from vocalremover.training.distributed import World
 from vocalremover.training.journal import read_journal
 from vocalremover.training.recipe import Recipe, read_recipe

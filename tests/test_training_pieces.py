@@ -16,21 +16,21 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from vocalremover.audio import Encoding, write
+from vocalremover.dataset import Catalogue, Sources, Track, load, prepare
+from vocalremover.dataset.cache import RATE, Cache, Entry, checksum, melody_name, write_entry
+from vocalremover.dataset.parcels import pack, unpack
 from vocalremover.errors import InputError
 from vocalremover.training import piece as pieces
 from vocalremover.training.ahead import run_ahead
 from vocalremover.training.batches import load_batches
-from vocalremover.training.cache import RATE, Cache, Entry, checksum, melody_name, write_entry
-from vocalremover.training.data import Catalogue, Sources, Track, load, prepare
 from vocalremover.training.distributed import World
 from vocalremover.training.journal import read_journal
-from vocalremover.training.parcels import pack, unpack
-from vocalremover.training.plans import make_plan
 from vocalremover.training.recipe import Stage, read_recipe
-from vocalremover.training.rendering import Tapes, perform
 from vocalremover.training.shipping import join, split
-from vocalremover.training.strengths import OURS, Dose
-from vocalremover.training.voxaug import Mixes, draw
+from vocalremover.voxaug import OURS, Mixes, draw
+from vocalremover.voxaug.plans import make_plan
+from vocalremover.voxaug.rendering import Tapes, perform
+from vocalremover.voxaug.strengths import Dose
 
 CPU = World(0, 1, torch.device("cpu"))
 TINY = [

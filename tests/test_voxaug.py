@@ -12,12 +12,12 @@ import torch
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from vocalremover.dataset import Catalogue, Track
+from vocalremover.dataset.cache import RATE
 from vocalremover.errors import UsageError
-from vocalremover.training.data import RATE, Catalogue, Track
-from vocalremover.training.mixes import Mix, Part
-from vocalremover.training.rendering import LEVEL, Tapes, render, render_batch
-from vocalremover.training.strengths import ORIGINAL, OURS, Dose, Strengths, strengths_of
-from vocalremover.training.voxaug import Mixes, draw
+from vocalremover.voxaug import OURS, Mix, Mixes, Part, Strengths, draw, render, render_batch, strengths_of
+from vocalremover.voxaug.rendering import LEVEL, Tapes
+from vocalremover.voxaug.strengths import ORIGINAL, Dose
 
 PAIRED = replace(ORIGINAL, no_voice=0.0)
 

@@ -12,7 +12,7 @@ import click
 from vocalremover.cli.output import emit, say
 
 if TYPE_CHECKING:
-    from vocalremover.training.cache import Entry
+    from vocalremover.dataset.cache import Entry
 
 
 @click.command("melodies")
@@ -33,8 +33,8 @@ def command(
 
     Needs the package pyworld. A run that is stopped goes on where it was; training finds the melodies in the cache.
     """
-    from vocalremover.training.cache import RATE
-    from vocalremover.training.melody import add_melodies
+    from vocalremover.dataset.cache import RATE
+    from vocalremover.dataset.melody import add_melodies
 
     def told(entries: Iterable[Entry], count: int) -> Iterator[Entry]:
         for number, entry in enumerate(entries, 1):

@@ -30,7 +30,7 @@ def pack_command(cache: Path, out: Path, piece_mib: float, quiet: bool) -> None:
 
     They hold the recordings as they were found where these are compressed, and Opus where they are not.
     """
-    from vocalremover.training.parcels import pack
+    from vocalremover.dataset.parcels import pack
 
     for path in pack(cache, out, int(piece_mib * MEBI), lambda items, count: counted(items, count, "packed", quiet)):
         emit(path)
@@ -86,8 +86,8 @@ def piece_command(
     Measures first how fast examples are mixed and learnt from, and compiles if that pays. Prints the report as JSON.
     """
     began = time.monotonic()
+    from vocalremover.dataset import load
     from vocalremover.devices import choose_device
-    from vocalremover.training.data import load
     from vocalremover.training.distributed import join_world
     from vocalremover.training.piece import SHIPPED, Piece, run_piece
     from vocalremover.training.recipe import read_recipe
@@ -125,7 +125,7 @@ def reports_aside(lines: Iterable[dict[str, Any]], told: list[dict[str, Any]]) -
 
 def unpack(parcels: Path, cache: Path, workers: int, quiet: bool) -> None:
     """Unpack, saying how far it is and what is missing."""
-    from vocalremover.training.parcels import unpack
+    from vocalremover.dataset.parcels import unpack
 
     done = unpack(parcels, cache, workers, lambda entries, count: counted(entries, count, "decoded", quiet))
     for problem in done.problems:

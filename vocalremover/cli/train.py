@@ -20,7 +20,7 @@ from vocalremover.cli.output import PLAIN_SECONDS, say
 from vocalremover.durations import clock
 
 if TYPE_CHECKING:
-    from vocalremover.training.data import Catalogue, Sources
+    from vocalremover.dataset import Catalogue, Sources
     from vocalremover.training.distributed import World
     from vocalremover.training.recipe import Recipe
     from vocalremover.training.train import Run
@@ -86,8 +86,8 @@ def command(
     """
     if context.invoked_subcommand is not None:
         return
+    from vocalremover.dataset import Sources
     from vocalremover.devices import choose_device
-    from vocalremover.training.data import Sources
     from vocalremover.training.distributed import join_world
     from vocalremover.training.recipe import read_recipe
     from vocalremover.training.train import Run
@@ -122,7 +122,7 @@ def prepare_command(
     held_out: tuple[str, ...], cache: Path | None, cache_gb: float | None, workers: int, verify: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Decodes audio into --cache once, so that no training has to wait for it, and says what cannot be used."""
-    from vocalremover.training.data import Sources
+    from vocalremover.dataset import Sources
 
     if cache is None:
         raise click.UsageError("--cache is missing: the folder for decoded audio")
@@ -135,7 +135,7 @@ def decode_together(
     sources: Sources, cache: Path, gigabytes: float | None, workers: int, world: World, speaking: bool
 ) -> Catalogue:
     """The catalogue in every process; the first one decodes what is missing, the others read what it left."""
-    from vocalremover.training.data import load
+    from vocalremover.dataset import load
 
     catalogue = decode(sources, cache, gigabytes, workers, speaking) if world.first else None
     world.wait()
@@ -146,7 +146,7 @@ def decode(
     sources: Sources, cache: Path, gigabytes: float | None, workers: int, speaking: bool, verify: bool = False
 ) -> Catalogue:
     """Prepare the audio, saying how far it is and what was left out."""
-    from vocalremover.training.data import prepare
+    from vocalremover.dataset import prepare
 
     def progress(entries: Iterable[Any], count: int) -> Iterator[Any]:
         told = perf_counter()

@@ -15,15 +15,15 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vocalremover.dataset import Catalogue
 from vocalremover.models import ModelSpec
 from vocalremover.training.ahead import run_ahead
-from vocalremover.training.data import Catalogue
 from vocalremover.training.distributed import World
-from vocalremover.training.plans import Places, Plan, make_plan, send
 from vocalremover.training.recipe import Recipe, Stage
-from vocalremover.training.rendering import Tapes, perform
-from vocalremover.training.reuse import Shelf
-from vocalremover.training.voxaug import Mixes
+from vocalremover.voxaug import Mixes
+from vocalremover.voxaug.plans import Places, Plan, make_plan, send
+from vocalremover.voxaug.rendering import Tapes, perform
+from vocalremover.voxaug.reuse import Shelf
 
 HEADROOM = 0.6  # decades of magnitude, 12 dB: how far a crop's peak may lie below its song's
 

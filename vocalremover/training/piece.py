@@ -21,10 +21,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from vocalremover.dataset import Catalogue
 from vocalremover.errors import VocalRemoverError
 from vocalremover.models import ModelSpec
 from vocalremover.training.batches import Batch, load_batches, make_batch
-from vocalremover.training.data import Catalogue
 from vocalremover.training.distributed import World
 from vocalremover.training.recipe import Recipe, Stage
 from vocalremover.training.shelf import Line

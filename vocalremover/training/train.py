@@ -13,20 +13,20 @@ from pathlib import Path
 import torch
 
 from vocalremover import checkpoint
+from vocalremover.dataset import Catalogue
 from vocalremover.devices import choose_precision
 from vocalremover.errors import TrainingError, UsageError
 from vocalremover.evaluate.multitracks import Multitrack
 from vocalremover.models import ModelSpec
 from vocalremover.training import gan, pretrain, supervised
 from vocalremover.training.batches import Batch, load_batches, shelf_of
-from vocalremover.training.data import Catalogue
 from vocalremover.training.distributed import World
 from vocalremover.training.optimisation import average, make_player, share_kept
 from vocalremover.training.recipe import Recipe, Reuse, Stage
 from vocalremover.training.schedules import factor
 from vocalremover.training.shelf import Clock, Line, Shelf, Tally
 from vocalremover.training.state import State, copy_weights, load_state, seed_step
-from vocalremover.training.voxaug import Mixes, strengths_of
+from vocalremover.voxaug import Mixes, strengths_of
 
 STEPS = {"supervised": supervised.step, "pretrain": pretrain.step, "gan": gan.step}
 CALIBRATION = 32  # examples

@@ -20,8 +20,7 @@ from types import ModuleType
 
 import numpy as np
 
-from vocalremover.errors import DeviceError, InputError
-from vocalremover.training.cache import (
+from vocalremover.dataset.cache import (
     FULL_SCALE,
     RATE,
     Cache,
@@ -31,7 +30,8 @@ from vocalremover.training.cache import (
     melody_name,
     write_entry,
 )
-from vocalremover.training.data import saved_recordings
+from vocalremover.dataset.catalogue import saved_recordings
+from vocalremover.errors import DeviceError, InputError
 
 PERIOD = 5.0  # milliseconds between frames
 PIECE = 20  # seconds that are taken apart at once; WORLD's spectra of a second take 1.6 MB

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vocalremover.training import augment, augment_filters, augment_spectra
-from vocalremover.training.augment_spectra import EFFECTS
-from vocalremover.training.data import FULL_SCALE, Catalogue
-from vocalremover.training.mixes import Mix
-from vocalremover.training.plans import COLUMNS, Block, Place, Plan, make_plan
+from vocalremover.dataset import Catalogue
+from vocalremover.dataset.cache import FULL_SCALE
+from vocalremover.voxaug import filters, spectra, waves
+from vocalremover.voxaug.mixes import Mix
+from vocalremover.voxaug.plans import COLUMNS, Block, Place, Plan, make_plan
+from vocalremover.voxaug.spectra import EFFECTS
 
 LEVEL = 0.1  # RMS that voices and backings are brought to before their gain: -20 dBFS
 ROOMS = 64
@@ -75,8 +76,8 @@ def perform(plan: Plan, device: torch.device, tapes: Tapes | None = None) -> Ten
     vocals, backings = both.unbind(dim=1)
     both = _coded(torch.stack([vocals + backings, vocals], dim=1), sheet)
     gains = 10 ** (sheet["gain_db"] / 20)
-    gains = torch.where(sheet["levelled"] > 0, gains * LEVEL / augment.loudness(both[:, 0]), gains)
-    return augment.swap(both * gains[:, None, None, None], sheet["swap"] > 0)
+    gains = torch.where(sheet["levelled"] > 0, gains * LEVEL / waves.loudness(both[:, 0]), gains)
+    return waves.swap(both * gains[:, None, None, None], sheet["swap"] > 0)
 
 
 def _sums(plan: Plan, sheet: dict[str, Tensor], device: torch.device, tapes: Tapes | None) -> Tensor:
@@ -89,8 +90,8 @@ def _sums(plan: Plan, sheet: dict[str, Tensor], device: torch.device, tapes: Tap
     for channels in plan.channels:
         rendered[sheet[f"{channels}/into"]] = _Chain(plan, sheet, channels, device).run(rows)
     gains = 10 ** (sheet["part/gain_db"] / 20)
-    even = torch.where(sheet["part/levelled"] > 0, LEVEL / augment.loudness(rendered), torch.ones_like(gains))
-    rendered = augment.drop(rendered * (gains * even)[:, None, None], sheet["part/drop"])
+    even = torch.where(sheet["part/levelled"] > 0, LEVEL / waves.loudness(rendered), torch.ones_like(gains))
+    rendered = waves.drop(rendered * (gains * even)[:, None, None], sheet["part/drop"])
     for turn in range(plan.turns):  # one part of each stem at a time, always in the same order
         parts, stems = sheet[f"turn/{turn}"]
         total[stems] += rendered[parts]
@@ -109,7 +110,7 @@ def _crops(block: Block, sheet: dict[str, Tensor], device: torch.device, tapes: 
         crops = crops.to(device)
     sped = crops.new_zeros(block.rows, max(after for _, _, _, after in block.cuts))
     for first, last, before, after in block.cuts:
-        sped[first:last, :after] = augment.change_speed(crops[first:last, :before], after)
+        sped[first:last, :after] = waves.change_speed(crops[first:last, :before], after)
     return sped
 
 
@@ -129,10 +130,10 @@ class _Chain:
         self.touch(audio, "driven", self.drive)
         self.touch(audio, "silenced", self.silence)
         response = self.response()
-        audio = audio if response is None else augment_filters.filtered(audio, response)
-        audio = augment.place(audio, self.column("pan"))
-        audio = augment.widen(audio, self.column("width"))
-        return augment.swap(audio, self.column("swap") > 0)
+        audio = audio if response is None else filters.filtered(audio, response)
+        audio = waves.place(audio, self.column("pan"))
+        audio = waves.widen(audio, self.column("width"))
+        return waves.swap(audio, self.column("swap") > 0)
 
     def drawn(self, name: str) -> Tensor | None:
         """Who drew it, None where nobody did."""
@@ -157,36 +158,36 @@ class _Chain:
             audio[plain] = rows["plain"][self.drawn("plain_rows")]
         if stretched is not None:
             crops = rows["stretched"][self.drawn("stretched_rows")]
-            audio[stretched] = augment_spectra.stretch(crops, self.column("tempo", stretched), self.samples)
+            audio[stretched] = spectra.stretch(crops, self.column("tempo", stretched), self.samples)
         return audio
 
     def spectral(self, rows: Tensor, audio: Tensor) -> Tensor:
         """Formants, roughness and phases: one spectrogram for all of them."""
         spectrogram = EFFECTS.forward(audio)
-        spectrogram = augment_spectra.shift_formants(spectrogram, self.column("formant", rows))
+        spectrogram = spectra.shift_formants(spectrogram, self.column("formant", rows))
         noisy = self.drawn("noisy")
         if noisy is not None:
             which, size = rows[noisy], (2, *spectrogram.shape[1:])
             noise = torch.stack([_noise(seed, size, self.device) for seed in self._noises])
-            rough = augment_spectra.roughen(spectrogram[noisy], noise[:, 0], self.column("roughness", which))
-            spectrogram[noisy] = augment_spectra.blur_phases(rough, noise[:, 1], self.column("phase", which))
+            rough = spectra.roughen(spectrogram[noisy], noise[:, 0], self.column("roughness", which))
+            spectrogram[noisy] = spectra.blur_phases(rough, noise[:, 1], self.column("phase", which))
         return EFFECTS.inverse(spectrogram, audio.shape[-1])
 
     def drive(self, rows: Tensor, audio: Tensor) -> Tensor:
         """Compression and distortion, which depend on how loud something is, of what was made equally loud."""
-        loud = augment.with_loudness(audio, torch.ones(audio.shape[0], device=self.device))
-        return augment.distort(augment.compress(loud, self.column("compression", rows)), self.column("drive", rows))
+        loud = waves.with_loudness(audio, torch.ones(audio.shape[0], device=self.device))
+        return waves.distort(waves.compress(loud, self.column("compression", rows)), self.column("drive", rows))
 
     def silence(self, rows: Tensor, audio: Tensor) -> Tensor:
         """The gaps."""
-        return augment.silence(audio, self.column("begin", rows), self.column("end", rows))
+        return waves.silence(audio, self.column("begin", rows), self.column("end", rows))
 
     def response(self) -> Tensor | None:
         """All that is a response, multiplied: `[parts, bins]`, `[parts, 2, bins]` where the sides differ, or none."""
         alike, differing = ([name for name in each if self.drawn(name) is not None] for each in (ALIKE, DIFFERING))
         if not alike and not differing:
             return None
-        hertz = augment_filters.frequencies(self.samples, self.device)
+        hertz = filters.frequencies(self.samples, self.device)
         response = torch.ones(self._settings.shape[0], hertz.shape[0], device=self.device)
         for name in alike:
             self.touch(response, name, lambda rows, taken, name=name: taken * ALIKE[name](self, rows, hertz))
@@ -199,31 +200,31 @@ class _Chain:
 
     def equalised(self, rows: Tensor, hertz: Tensor) -> Tensor:
         """Response of the equaliser."""
-        return augment_filters.equaliser(self.drawn("equaliser"), hertz)
+        return filters.equaliser(self.drawn("equaliser"), hertz)
 
     def low_cut(self, rows: Tensor, hertz: Tensor) -> Tensor:
         """Response of the high-pass."""
-        return augment_filters.high_pass(self.column("low_cut", rows), hertz)
+        return filters.high_pass(self.column("low_cut", rows), hertz)
 
     def high_cut(self, rows: Tensor, hertz: Tensor) -> Tensor:
         """Response of the low-pass."""
-        return augment_filters.low_pass(self.column("high_cut", rows), hertz)
+        return filters.low_pass(self.column("high_cut", rows), hertz)
 
     def echoed(self, rows: Tensor, hertz: Tensor) -> Tensor:
         """Response of one repetition."""
         seconds, levels = self.column("echo_seconds", rows), self.column("echo_db", rows)
-        return augment_filters.echo(seconds, levels, hertz)[:, None]
+        return filters.echo(seconds, levels, hertz)[:, None]
 
     def doubled(self, rows: Tensor, hertz: Tensor) -> Tensor:
         """The same line sung twice, to the left and to the right."""
         seconds = self.column("double", rows)
         levels = torch.full_like(seconds, -3.0)
-        return torch.stack([augment_filters.echo(s, levels, hertz) for s in (seconds, 1.7 * seconds)], dim=1)
+        return torch.stack([filters.echo(s, levels, hertz) for s in (seconds, 1.7 * seconds)], dim=1)
 
     def wet(self, rows: Tensor, hertz: Tensor) -> Tensor:
         """Response of the rooms."""
         rooms = torch.stack([_room(number, self.samples, self.device) for number in self._rooms])
-        return augment_filters.reverberation(rooms, self.column("wet_db", rows))
+        return filters.reverberation(rooms, self.column("wet_db", rows))
 
 
 # Responses by who draws them: the same on both sides, or not.
@@ -237,11 +238,11 @@ def _coded(both: Tensor, sheet: dict[str, Tensor]) -> Tensor:
     coded, cut = sheet.get("coded"), sheet.get("cut")
     if coded is not None:
         spectrograms = EFFECTS.forward(both[coded])
-        kept = augment_spectra.coded(spectrograms[:, 0], sheet["codec"])[:, None]
+        kept = spectra.coded(spectrograms[:, 0], sheet["codec"])[:, None]
         both[coded] = EFFECTS.inverse(spectrograms * kept, samples)
     if cut is not None:
-        response = augment_filters.low_pass(sheet["high_cut"], augment_filters.frequencies(samples, both.device))
-        both[cut] = augment_filters.filtered(both[cut].flatten(1, 2), response).unflatten(1, (2, 2))
+        response = filters.low_pass(sheet["high_cut"], filters.frequencies(samples, both.device))
+        both[cut] = filters.filtered(both[cut].flatten(1, 2), response).unflatten(1, (2, 2))
     return both
 
 
@@ -252,4 +253,4 @@ def _noise(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
 @lru_cache(maxsize=ROOMS)
 def _room(number: int, samples: int, device: torch.device) -> Tensor:
     """A room's response, kept: about 2 MB for 6 s."""
-    return augment_filters.spectrum(augment_filters.room(number), samples).to(device)
+    return filters.spectrum(filters.room(number), samples).to(device)

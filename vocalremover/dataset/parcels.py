@@ -23,8 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from vocalremover.audio import Encoding, write
-from vocalremover.errors import InputError, VocalRemoverError
-from vocalremover.training.cache import (
+from vocalremover.dataset.cache import (
     FULL_SCALE,
     RATE,
     Cache,
@@ -36,7 +35,8 @@ from vocalremover.training.cache import (
     mixed_down,
     write_entry,
 )
-from vocalremover.training.data import read_catalogue, saved_recordings
+from vocalremover.dataset.catalogue import read_catalogue, saved_recordings
+from vocalremover.errors import InputError, VocalRemoverError
 
 INDEX = "index.json"
 SMALL = 32_000  # bytes a second: what takes no more is compressed already

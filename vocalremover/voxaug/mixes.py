@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from vocalremover.training.data import Track
+from vocalremover.dataset import Track
 
 BANDS = 12  # knots of a random equaliser, evenly spaced in octaves from 40 Hz to 20 kHz
 FLAT = (0.0,) * BANDS

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vocalremover.audio import write
+from vocalremover.dataset import Catalogue, Sources, prepare
+from vocalremover.dataset.cache import RATE, Cache
 from vocalremover.errors import InputError
 from vocalremover.evaluate.multitracks import blocks, find_multitracks
-from vocalremover.training.cache import Cache
-from vocalremover.training.data import RATE, Catalogue, Sources, prepare
 
 SAMPLES = 2 * RATE
 

@@ -1,6 +1,6 @@
 """Effects on spectrograms, batched: complex `[batch, channels, bins, frames]`, a number for each example -> the same.
 
-Pure, on whatever device the spectrogram is, and neutral at their neutral number, like `augment`.
+Pure, on whatever device the spectrogram is, and neutral at their neutral number, like `waves`.
 """
 
 import torch

@@ -16,9 +16,9 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from vocalremover.training.augment_spectra import EFFECTS
-from vocalremover.training.data import Track
-from vocalremover.training.mixes import FLAT, Mix, Part
+from vocalremover.dataset import Track
+from vocalremover.voxaug.mixes import FLAT, Mix, Part
+from vocalremover.voxaug.spectra import EFFECTS
 
 STEPS = 16  # lengths of crops that are played at another tempo, as parts of an example: few, to be planned once
 SETTINGS = (

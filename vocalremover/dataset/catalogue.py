@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vocalremover.dataset.cache import FULL_SCALE, RATE, Cache, Entry, Recording, decode, expected_bytes, melody_name
+from vocalremover.dataset.credits import credit, read_rows
 from vocalremover.errors import InputError
 from vocalremover.evaluate.multitracks import audio_files, find_multitracks
-from vocalremover.training.cache import FULL_SCALE, RATE, Cache, Entry, Recording, decode, expected_bytes, melody_name
-from vocalremover.training.credits import credit, read_rows
 
 __all__ = ["RATE", "Catalogue", "Sources", "Track", "prepare"]
 

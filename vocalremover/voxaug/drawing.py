@@ -1,9 +1,8 @@
-"""voxaug: any voice over any backing, drawn by a rule and rendered with effects.
+"""What meets what and how it is changed: (catalogue, seed, epoch, index, strengths) -> a `Mix`, the same every time.
 
-`draw` is pure: (catalogue, seed, epoch, index, strengths) -> `Mix`, plain numbers that say which tracks, where cut, how
-loud and how changed. `render` turns a `Mix` into audio. The pairing is that of carperbr's voxaug2 (frame-transformer,
-commit 85e7f18b, dataset_voxaug2.py): at epoch e, backing i meets voice (e + i) mod n, so that no pair repeats until all
-were heard. An epoch is every section of every backing once, in an order of its own.
+The pairing is that of carperbr's voxaug2 (frame-transformer, commit 85e7f18b, dataset_voxaug2.py): at epoch e, backing
+i meets voice (e + i) mod n, so that no pair repeats until all were heard. An epoch is every section of every backing
+once, in an order of its own.
 """
 
 from dataclasses import replace
@@ -15,12 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vocalremover.training.data import Catalogue, Track
-from vocalremover.training.mixes import BANDS, FLAT, Mix, Part
-from vocalremover.training.rendering import ROOMS, render, render_batch
-from vocalremover.training.strengths import OURS, PRESETS, Doses, Strengths, strengths_of
-
-__all__ = ["OURS", "PRESETS", "Mix", "Mixes", "Part", "Strengths", "draw", "render", "render_batch", "strengths_of"]
+from vocalremover.dataset import Catalogue, Track
+from vocalremover.voxaug.mixes import BANDS, FLAT, Mix, Part
+from vocalremover.voxaug.rendering import ROOMS, render
+from vocalremover.voxaug.strengths import OURS, Doses, Strengths
 
 GRID = 0.25  # semitones between speeds that are drawn: few lengths, whose transforms are planned once
 INTERVALS = (-12, -5, -4, -3, 3, 4, 5, 7, 12, -0.1, 0.1, 0.15)  # harmonies, and the same line sung again
