@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -31,7 +32,7 @@ import torch
 
 from benchmarks.memory import write_song
 from benchmarks.plain import CROP, make_plain
-from benchmarks.rows import ROOT, Row, Settings, Timing
+from benchmarks.rows import ROOT, Absent, Row, Settings, Timing
 from benchmarks.table import show
 from vocalremover import checkpoint
 from vocalremover.errors import ModelError
@@ -63,6 +64,8 @@ class Usage:
 
 def rows(settings: Settings) -> Iterator[Row]:
     """The contract of `benchmarks.rows`."""
+    if find_spec("librosa") is None:
+        raise Absent("librosa, which the original's way needs; the extra `test` brings it")
     models = ("default",) if settings.quick else TOLD
     seconds = QUICK_SECONDS if settings.quick else SECONDS
     for model in models:

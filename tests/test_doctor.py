@@ -160,9 +160,9 @@ def test_without_torch_and_av_the_story_is_told(tmp_path: Path) -> None:
 
 
 def test_what_only_training_needs_may_be_absent() -> None:
-    scipy = Library("scipy", "scipy", "1.10", TRAINING)
-    absent = libraries.judged(scipy, {"error": "ModuleNotFoundError: No module named 'scipy'"})
-    crooked = libraries.judged(scipy, {"error": "ImportError: odd"})
+    world = Library("pyworld", "pyworld", "0.3.4", TRAINING)
+    absent = libraries.judged(world, {"error": "ModuleNotFoundError: No module named 'pyworld'"})
+    crooked = libraries.judged(world, {"error": "ImportError: odd"})
     assert (absent.state, crooked.state) == ("ok", "warning") and TRAINING in absent.found
 
 

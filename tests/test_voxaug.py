@@ -16,6 +16,7 @@ from vocalremover.dataset import Catalogue, Track
 from vocalremover.dataset.cache import RATE
 from vocalremover.errors import UsageError
 from vocalremover.voxaug import OURS, Mix, Mixes, Part, Strengths, draw, render, render_batch, strengths_of
+from vocalremover.voxaug.plans import fast_length
 from vocalremover.voxaug.rendering import LEVEL, Tapes
 from vocalremover.voxaug.strengths import ORIGINAL, Dose
 
@@ -220,3 +221,16 @@ def test_a_share_of_the_examples_is_sung_by_the_songs() -> None:
     # Whoever sings as before sings the same.
     same = [(a, b) for a, b in zip(plain, favoured, strict=True) if b.voices[0].track is not tracks[0]]
     assert all(a == b for a, b in same)
+
+
+def test_fast_lengths_are_the_next_products_of_small_primes() -> None:
+    def rest(number: int) -> int:
+        for prime in (2, 3, 5):
+            while number % prime == 0:
+                number //= prime
+        return number
+
+    smooth = [number for number in range(1, 1300) if rest(number) == 1]
+    for least in range(1, 1201):
+        assert fast_length(least) == next(number for number in smooth if number >= least)
+    assert fast_length(130049) == 131072 and rest(fast_length(10**8 + 1)) == 1

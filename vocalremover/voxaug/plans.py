@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from vocalremover.dataset import Track
@@ -25,6 +24,7 @@ SETTINGS = (
     "gain_db", "tempo", "formant", "compression", "drive", "pan", "width", "swap", "low_cut", "high_cut",
     "echo_seconds", "echo_db", "wet_db", "double", "roughness", "phase", "drop",
 )  # fmt: skip
+ODD = [3**threes * 5**fives for threes in range(20) for fives in range(14)]
 COLUMNS = {name: place for place, name in enumerate((*SETTINGS, "begin", "end"))}
 # Who is touched by an effect.
 DRAWN: dict[str, Callable[[Part], bool]] = {
@@ -161,8 +161,13 @@ def _cut(part: Part, samples: int) -> tuple[int, int]:
     needed = samples
     if part.tempo != 1:
         step = max(samples // STEPS, 1)
-        needed = next_fast_len(-(-round(samples * part.tempo + EFFECTS.n_fft) // step) * step)
-    return (needed if part.speed == 0 else next_fast_len(round(needed * 2 ** (part.speed / 12)))), needed
+        needed = fast_length(-(-round(samples * part.tempo + EFFECTS.n_fft) // step) * step)
+    return (needed if part.speed == 0 else fast_length(round(needed * 2 ** (part.speed / 12)))), needed
+
+
+def fast_length(least: int) -> int:
+    """The smallest product of twos, threes and fives that is at least so many: Fourier transforms like such lengths."""
+    return min(odd << (-(-least // odd) - 1).bit_length() for odd in ODD)
 
 
 def _block(
