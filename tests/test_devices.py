@@ -105,3 +105,15 @@ def test_parameters_are_cast_once_and_stay_whole_for_what_overflows() -> None:
     assert seen == [torch.bfloat16, torch.float32]
     assert torch.equal(answer[0], torch.tensor([[1.0, 2.0]]))
     assert torch.equal(answer[1], torch.tensor([[1000.0, 2.0]]) * (1 + 2**-12))
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_single_precision_is_single(name: str) -> None:
+    """TF32 would be 2e-4 off, and it is what cuDNN takes for convolutions by itself."""
+    torch.manual_seed(0)
+    conv, inputs = nn.Conv2d(32, 32, 3, padding=1, bias=False), torch.randn(1, 32, 24, 24)
+    exact = conv.double()(inputs.double())
+    allowed = torch.backends.cudnn.allow_tf32
+    found = Runner(conv.float().to(name), torch.device(name)).once(inputs)
+    assert (found - exact).abs().max() < 5e-6 * exact.abs().max()
+    assert torch.backends.cudnn.allow_tf32 == allowed
