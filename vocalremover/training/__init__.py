@@ -1,1 +1,1 @@
-"""Training: draw a mix, render it, compare, step."""
+"""Training: batches of mixes to a step, steps to a run, a run to the folder that it leaves behind."""
