@@ -167,7 +167,7 @@ def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
     ticks = sorted({point["seconds"] for points in curves.values() for point in points})
     for axes, title in ((costs, "CPU milliseconds for a second of song"), (peaks, "peak of memory, MiB")):
         axes.set(xscale="log", xlabel="length of the song", title=title, ylim=(0, None))
-        axes.set_xticks(ticks, [words(seconds) for seconds in ticks])
+        axes.set_xticks(ticks, [words(seconds) for seconds in ticks], rotation=45)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
