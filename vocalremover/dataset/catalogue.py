@@ -21,8 +21,6 @@ from vocalremover.dataset.credits import credit, read_rows
 from vocalremover.errors import InputError
 from vocalremover.evaluate.multitracks import audio_files, find_multitracks
 
-__all__ = ["RATE", "Catalogue", "Sources", "Track", "prepare"]
-
 # A recording is drawn once an epoch for every so many seconds: singing teaches most, so its sections are the shortest.
 VOICE_SECONDS = {"singing": 6, "melody": 12, "syllables": 15, "speech": 15, "multitrack": 15}
 BACKING_SECONDS = {"instrumental": 30, "multitrack": 30}

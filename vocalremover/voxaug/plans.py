@@ -24,7 +24,6 @@ SETTINGS = (
     "gain_db", "tempo", "formant", "compression", "drive", "pan", "width", "swap", "low_cut", "high_cut",
     "echo_seconds", "echo_db", "wet_db", "double", "roughness", "phase", "drop",
 )  # fmt: skip
-ODD = [3**threes * 5**fives for threes in range(20) for fives in range(14)]
 COLUMNS = {name: place for place, name in enumerate((*SETTINGS, "begin", "end"))}
 # Who is touched by an effect.
 DRAWN: dict[str, Callable[[Part], bool]] = {
@@ -165,9 +164,11 @@ def _cut(part: Part, samples: int) -> tuple[int, int]:
     return (needed if part.speed == 0 else fast_length(round(needed * 2 ** (part.speed / 12)))), needed
 
 
+@lru_cache
 def fast_length(least: int) -> int:
     """The smallest product of twos, threes and fives that is at least so many: Fourier transforms like such lengths."""
-    return min(odd << (-(-least // odd) - 1).bit_length() for odd in ODD)
+    odd = (3**threes * 5**fives for threes in range(20) for fives in range(14))
+    return min(number << (-(-least // number) - 1).bit_length() for number in odd)
 
 
 def _block(

@@ -1,8 +1,7 @@
 """Effects on waves, batched: audio `[batch, channels, samples]` and a number for each example -> the same shape.
 
 Every effect is a pure function of its arguments, runs wherever the audio is, and leaves an example alone at its neutral
-number. Effects that are linear and stand still are responses, see `filters`; those on spectrograms are in
-`spectra`.
+number. Effects that are linear and stand still are responses, see `filters`; those on spectrograms are in `spectra`.
 """
 
 import torch
