@@ -49,7 +49,8 @@ class Ready(nn.Module):
 
     def __init__(self, bins: int, frames: int) -> None:
         super().__init__()
-        self.register_buffer("mask", torch.rand(1, 2, bins, frames, generator=torch.Generator().manual_seed(0)))
+        # In memory it lies as the default network's does: the bins of a frame side by side.
+        self.register_buffer("mask", torch.rand(1, 2, frames, bins, generator=torch.Generator().manual_seed(0)).mT)
 
     def forward(self, magnitude: Tensor) -> Tensor:
         return self.mask[..., : magnitude.shape[-1]]

@@ -226,6 +226,16 @@ def test_queue_gives_one_piece() -> None:
     assert torch.equal(queue.piece(1000), ramp(100)[:, 90:]) and queue.held == 0
 
 
+def test_windows_lie_in_memory_as_the_blocks_do() -> None:
+    # An STFT's blocks have the bins of a frame side by side; turning windows round took as long as their FFT.
+    whole = torch.rand(2, 60, 9).mT
+    windows = [content for _, content in cut(whole.split(7, dim=-1), Chunking(size=16, context=4))]
+    assert all(content.stride(-2) == 1 for content in windows[:-1])
+    padded = torch.nn.functional.pad(whole, (4, 4))
+    for number, content in enumerate(windows[:-1]):
+        assert torch.equal(content, padded[..., 16 * number : 16 * number + 24])
+
+
 @given(more=st.integers(0, 60), context=st.integers(1, 20), data=st.data())
 def test_halves_are_crossed_over_without_a_step(more: int, context: int, data: st.DataObject) -> None:
     """0 in the left half and 1 in the right: no step is larger than the fade's, and both cores keep their far ends."""

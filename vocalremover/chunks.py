@@ -11,7 +11,7 @@ about one window.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -142,7 +142,7 @@ class Queue:
     def peek(self, count: int) -> Tensor:
         """The first `count` in one piece, which must be held; they stay."""
         if self._blocks[0].shape[-1] < count:
-            self._blocks = deque([torch.cat(tuple(self._blocks), dim=-1)])
+            self._blocks = deque([_joined(tuple(self._blocks))])
         return self._blocks[0][..., :count]
 
     def take(self, count: int) -> list[Tensor]:
@@ -162,7 +162,7 @@ class Queue:
         """Removes the first `count`, or all that is held if that is less, and returns them as one; something must be
         held."""
         pieces = self.take(count)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+        return pieces[0] if len(pieces) == 1 else _joined(pieces)
 
 
 def tap(blocks: Iterable[Tensor], queue: Queue) -> Iterator[Tensor]:
@@ -288,6 +288,14 @@ def join(left: Tensor, right: Tensor, chunking: Chunking) -> Tensor:
     places = Window(0, cores[0], cores[0]), Window(cores[0], cores[1], cores[1])
     core = blend(zip(places, (left, right), strict=True), chunking)
     return torch.cat((left[..., :context], *core, right[..., right.shape[-1] - context :]), dim=-1)
+
+
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
+    """Blocks `[..., n]` side by side in one. What lies in memory as an STFT makes it, bin by bin of a frame, stays so:
+    turning it round would cost several times the copy."""
+    if blocks[-1].dim() > 1 and blocks[-1].stride(-2) == 1 < blocks[-1].stride(-1):
+        return torch.cat([block.mT for block in blocks], dim=-2).mT
+    return torch.cat(tuple(blocks), dim=-1)
 
 
 def _stacked(contents: list[Tensor]) -> Tensor:

@@ -11,7 +11,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from vocalremover.errors import UsageError
@@ -179,7 +178,7 @@ class STFT:
 
     def _overlap_add(self, spectrogram: Tensor) -> Tensor:
         """Sums of the windowed, overlapping frames, `[..., frames + steps - 1, hop]`; a frame has `steps` hops."""
-        frames = torch.fft.irfft(rearrange(spectrogram, "... bins frames -> ... frames bins"), n=self.n_fft)
+        frames = torch.fft.irfft(spectrogram.mT, n=self.n_fft)
         window, count, steps = self._weights(frames), frames.shape[-2], -(-self.n_fft // self.hop)
         sums = frames.new_zeros(*frames.shape[:-2], count + steps - 1, self.hop)
         for step, start in enumerate(range(0, self.n_fft, self.hop)):

@@ -10,7 +10,7 @@ energy (nine tenths of what a mask gets wrong lies below 2 kHz) and many in the 
 through a bottleneck (the time-distributed fully-connected block of Choi et al., "Investigating U-Nets with various
 intermediate blocks for spectrogram-based singing voice separation", ISMIR 2020), and batch normalisation, which costs
 nothing once trained, stands in for the layer normalisation. Inside, maps are `[batch, channels, frames, features]`:
-frequency last, where the mixing matrices want it.
+frequency last, where the mixing matrices want it, and where an STFT leaves it in memory; the mask lies there as well.
 """
 
 import math
@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vocalremover.networks.layers import Rotary, mask
+from vocalremover.networks.layers import Rotary
 
 PATCH_FRAMES = 2
 BANDS = ((192, 2), (64, 8), (256, 32), (512, 64), (1024, 128))  # how many bins, in patches of how many, from 0 Hz up
@@ -104,9 +104,9 @@ class Band(nn.Module):
         return rearrange(level, "b c (f q) (t p) -> b (c p q) t f", p=PATCH_FRAMES, q=self.patch_bins)
 
     def logits(self, x: Tensor, patches: Tensor) -> Tensor:
-        """Features and the patches they began with -> `[batch, 2, bins, frames]`."""
+        """Features and the patches they began with -> `[batch, 2, frames, bins]`."""
         x = self.head(torch.cat((x, patches), dim=1) if self.is_narrow else x)
-        return rearrange(x, "b (c p q) t f -> b c (f q) (t p)", p=PATCH_FRAMES, q=self.patch_bins)
+        return rearrange(x, "b (c p q) t f -> b c (t p) (f q)", p=PATCH_FRAMES, q=self.patch_bins)
 
 
 class CompactFrameTransformer(nn.Module):
@@ -154,7 +154,9 @@ class CompactFrameTransformer(nn.Module):
         """`[batch, 2, n_fft / 2, frames]` magnitudes -> logits of the vocals' mask, same shape."""
         frames = magnitude.shape[-1]
         step = PATCH_FRAMES * max(TIME_STRIDES)
-        level = F.pad(self.level(magnitude), (0, -frames % step), value=math.log(FLOOR))
+        level = self.level(magnitude)
+        if frames % step:
+            level = F.pad(level, (0, -frames % step), value=math.log(FLOOR))
         parts = level.split(self.bins, dim=2)
         patches = [band.patches(part) for band, part in zip(self.bands, parts, strict=True)]
         x = torch.cat([band.stem(patch) for band, patch in zip(self.bands, patches, strict=True)], dim=3)
@@ -167,7 +169,7 @@ class CompactFrameTransformer(nn.Module):
         for up, decoder, skip in zip(reversed(self.ups), reversed(self.decoders), reversed(skips), strict=True):
             x = decoder(torch.cat((up(x), skip), dim=1))
         parts = zip(self.bands, x.split(self.features, dim=3), patches, strict=True)
-        return torch.cat([band.logits(part, patch) for band, part, patch in parts], dim=2)[..., :frames]
+        return torch.cat([band.logits(part, patch) for band, part, patch in parts], dim=3)[:, :, :frames].mT
 
     def level(self, magnitude: Tensor) -> Tensor:
         """The natural logarithm of the magnitudes against full scale."""
@@ -190,7 +192,7 @@ class CompactFrameTransformer(nn.Module):
 
     def forward(self, magnitude: Tensor) -> Tensor:
         """`[batch, 2, n_fft / 2 + 1, frames]` magnitudes -> the vocals' mask, same shape, 0..1."""
-        return mask(self.logits(magnitude[:, :, :-1]), nyquist=0.0)
+        return F.pad(self.logits(magnitude[:, :, :-1]).mT.sigmoid(), (0, 1)).mT
 
 
 def arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -214,7 +214,7 @@ class Separator:
                 yield send(self._pair(block, layout), self._signal_device)
 
         for parts in fetch(self._domain.parts(pairs(), peak)):
-            flat = rearrange(parts, "parts pairs sides samples -> parts (pairs sides) samples")
+            flat = parts.flatten(1, 2)  # [parts, channels of all pairs, samples]
             first, second = sides_of(channels, layout) if parts.shape[2] == 2 else (list(range(channels)),) * 2
             if first != second:
                 flat = (flat[:, first] + flat[:, second]) / 2
@@ -222,7 +222,7 @@ class Separator:
                 flat = flat[:, first]
             if flat.is_inference():  # which a caller could not change
                 flat = flat.clone()
-            yield rearrange(flat, "parts channels samples -> (parts channels) samples")
+            yield flat.flatten(0, 1)
 
     def _pair(self, block: Tensor, layout: str | None) -> Tensor:
         """`[channels, samples]` -> `[pairs, sides, samples]`: as many sides as the network reads."""

@@ -17,7 +17,7 @@ from vocalremover.separate.runner import Runner
 from vocalremover.spectrogram import modulus
 
 SIDES = -3  # the axis of left and right in `[..., 2, bins, frames]`
-FEW = 32  # frames
+FEW = 64  # frames
 
 
 class Spectra:
@@ -55,8 +55,8 @@ class Spectra:
         """The vocals of the spectrogram that waits in the queue, block by block."""
         for mask in masks:
             keep = mask if self._spec.target == "vocals" else 1 - mask
-            # A network's mask has its frames side by side, the spectrogram its bins: across few frames both stay in
-            # a processor's cache.
+            # Most networks' masks have their frames side by side, the spectrogram its bins: across few frames both stay
+            # in a processor's cache.
             step = FEW if mask.device.type == "cpu" else mask.shape[-1]
             start = 0
             for piece in waiting.take(keep.shape[-1]):
