@@ -142,7 +142,7 @@ class Queue:
     def peek(self, count: int) -> Tensor:
         """The first `count` in one piece, which must be held; they stay."""
         if self._blocks[0].shape[-1] < count:
-            self._blocks = deque([_joined(tuple(self._blocks))])
+            self._blocks = deque([_joined(self._blocks)])
         return self._blocks[0][..., :count]
 
     def take(self, count: int) -> list[Tensor]:

@@ -201,10 +201,8 @@ class Work:
         with writer:
             for block in self._stems[stem]:
                 if clamp and block.numel():
-                    low, high = block.aminmax()
-                    peak = max(-float(low), float(high))
-                    self._peaks[stem] = max(self._peaks[stem], peak)
-                    block = block.clamp(-1, 1) if peak > 1 else block
+                    self._peaks[stem] = max(self._peaks[stem], float(block.abs().max()))
+                    block = block.clamp(-1, 1)
                 writer.write(block)
         if not clamp:
             self._peaks[stem] = writer.peak

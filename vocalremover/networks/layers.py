@@ -357,9 +357,9 @@ class ConvolutionalEmbedding(nn.Module):
         return self.out(torch.cat(maps, dim=1))
 
 
-def mask(logits: Tensor, nyquist: float = 1.0) -> Tensor:
-    """The mask of logits `[batch, channels, bins - 1, frames]`, with the bin the network never sees set to `nyquist`.
+def mask(logits: Tensor) -> Tensor:
+    """The mask of logits `[batch, channels, bins - 1, frames]`, with the bin the network never sees set to 1.
 
-    1 keeps that bin, which is right for a mask that keeps the instrumental: nothing is lost from it.
+    That keeps the bin, which is right for a mask that keeps the instrumental: nothing is lost from it.
     """
-    return F.pad(logits.sigmoid(), (0, 0, 0, 1), value=nyquist)
+    return F.pad(logits.sigmoid(), (0, 0, 0, 1), value=1.0)
