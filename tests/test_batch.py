@@ -63,6 +63,7 @@ def test_a_folder_without_songs_is_no_input(tmp_path: Path) -> None:
 def test_stems_of_an_earlier_run_are_no_songs_but_may_be_named(tmp_path: Path) -> None:
     touch(*(tmp_path / name for name in ("song.mp3", "song_Vocals.wav", "song_Instrumental.flac", "other_Vocals.wav")))
     assert inputs_of(batch.plan([tmp_path], Settings())) == ["other_Vocals.wav", "song.mp3"]
+    assert inputs_of(batch.plan([f"{tmp_path}/*"], Settings())) == ["other_Vocals.wav", "song.mp3"]
     named = batch.plan([tmp_path / "song_Instrumental.flac"], Settings())
     assert inputs_of(named) == ["song_Instrumental.flac"]
 
@@ -85,6 +86,11 @@ def test_a_template_decides_name_and_folder(tmp_path: Path) -> None:
         model="/models/best.run.safetensors",
     )
     assert settings.name(tmp_path / "a.b.mp3", "vocals") == tmp_path / "out/best.run/Vocals/a.b.flac"
+
+
+def test_no_songs_name_leads_out_of_the_output_folder(tmp_path: Path) -> None:
+    settings = Settings(out=tmp_path / "out", template="{track}/{stem}.{ext}")
+    assert settings.name(tmp_path / "...wav", "vocals") == tmp_path / "out/_../Vocals.wav"
 
 
 @pytest.mark.parametrize(

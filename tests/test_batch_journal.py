@@ -127,11 +127,29 @@ def test_what_the_journal_does_not_know_is_nobodys_to_replace(make_song: Make, s
 def test_what_was_changed_by_hand_is_left_alone(make_song: Make, settings: Settings) -> None:
     song = make_song()
     vocals = run(song, settings).job.outputs["vocals"]
-    vocals.write_bytes(b"my own")
+    os.utime(vocals)  # as a copy does
     assert state(song, settings) == "done"
-    result = run(song, settings, share=0.5)
-    assert "was changed since it was made" in result.error
-    assert vocals.read_bytes() == b"my own"
+    vocals.write_bytes(b"my own")
+    assert state(song, settings) == "exists"
+    for share in (0.25, 0.5):
+        result = run(song, settings, share)
+        assert "was changed since it was made" in result.error
+        assert vocals.read_bytes() == b"my own"
+
+
+def test_stems_under_any_name_are_no_songs_beside_the_song_they_were_made_from(make_song: Make, tmp_path: Path) -> None:
+    song = make_song("songs/song.wav")
+    settings = Settings(template="{track}/{stem}-{model}.{ext}")
+    stems = run(song, settings).job.outputs.values()
+    for inputs in ([song.parent], [song, *stems], [f"{song.parent}/**/*.wav"]):
+        assert [job.input for job in batch.plan(inputs, Settings(), recursive=True)] == [song]
+    alone = [job.input for job in batch.plan([song.with_suffix("")], Settings(out=tmp_path / "out"))]
+    assert sorted(alone) == sorted(stems)
+
+
+def test_a_song_that_is_missing_is_no_work_to_do(settings: Settings, tmp_path: Path) -> None:
+    (step,) = batch.preview(batch.plan([tmp_path / "no.wav"], settings), settings, FakeSeparator().describe)
+    assert step.state == "failed" and "no such file" in step.reason
 
 
 def test_the_stem_of_another_song_is_left_alone(make_song: Make, settings: Settings) -> None:

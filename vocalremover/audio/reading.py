@@ -40,7 +40,7 @@ class Reader:
         self.warnings: list[str] = []
         self._block = block
         self._running: list[Generator[Tensor, None, None]] = []
-        _check(self.path)
+        check(self.path)
         self._source = _open(self.path)
         self.rate: int = self._source.rate
         self.channels: int = self._source.channels
@@ -144,7 +144,8 @@ def read(path: str | os.PathLike) -> tuple[Tensor, int]:
         return torch.cat([torch.zeros(reader.channels, 0), *blocks], dim=1), reader.rate
 
 
-def _check(path: Path) -> None:
+def check(path: Path) -> None:
+    """Raises AudioError for what is no file, is empty or cannot be opened."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

@@ -9,7 +9,7 @@ song that fails never stops the others. `pipe` does the same for one song withou
 from vocalremover.batch.journal import JOURNAL, Journal
 from vocalremover.batch.ledger import Ledger, Step, preview
 from vocalremover.batch.pipe import pipe
-from vocalremover.batch.plan import Job, parse_shard, plan
+from vocalremover.batch.plan import Job, plan
 from vocalremover.batch.results import Progress, Result, Summary
 from vocalremover.batch.run import run
 from vocalremover.batch.settings import CLIPS, STEMS, Settings
@@ -30,7 +30,6 @@ __all__ = [
     "Step",
     "Summary",
     "find_songs",
-    "parse_shard",
     "pipe",
     "plan",
     "preview",

@@ -6,6 +6,8 @@ is known to be ours even if the run is killed in between. Several processes may 
 piece, under a lock where the system has one. A line that was torn by a kill or a full disk is passed over.
 """
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import json
@@ -16,10 +18,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vocalremover import checkpoint
-from vocalremover.batch.plan import Job
 from vocalremover.batch.settings import Settings
+
+if TYPE_CHECKING:
+    from vocalremover.batch.plan import Job
 
 try:
     import fcntl
@@ -39,7 +44,7 @@ class Stamp:
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: Path) -> "Stamp":
+    def of(cls, path: Path) -> Stamp:
         """Raises OSError."""
         status = os.stat(path)
         return cls(status.st_size, status.st_mtime_ns)
@@ -54,7 +59,7 @@ class Origin:
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> "Origin":
+    def of(cls, path: Path) -> Origin:
         """Reads the whole song. Raises OSError."""
         return cls(os.path.realpath(path), Stamp.of(path), checkpoint.sha256(path))
 
@@ -78,6 +83,13 @@ class Entry:
     origin: Origin
     making: str
     done: bool
+
+    def is_as_long_as(self, path: Path) -> bool:
+        """Whether a file has the output's size; its date may be another, which a copy changes."""
+        try:
+            return Stamp.of(path).size == self.stamp.size
+        except OSError:
+            return False
 
 
 def describe(settings: Settings, description: Mapping[str, object]) -> dict[str, object]:

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vocalremover.audio import check
 from vocalremover.batch.journal import Entry, Journal, Origin, Stamp, describe, digest
 from vocalremover.batch.plan import Job
 from vocalremover.batch.settings import Settings
+from vocalremover.errors import AudioError
 
 Description = Callable[[], Mapping[str, object]]
+
+TO_DO = ("new", "stale", "replace")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Ledger:
         same = {entry.origin: entry.origin.is_same(job.input) for entry in entries.values() if entry}
         if len(existing) == len(entries) and all(
             entry and entry.done and entry.stem == stem and same[entry.origin] and self._is_made(entry)
+            and entry.is_as_long_as(existing[stem])
             for stem, entry in entries.items()
         ):
             return "done", ""
@@ -99,9 +104,19 @@ class Ledger:
 
 
 def preview(jobs: Iterable[Job], settings: Settings, description: Description) -> Iterator[Step]:
-    """What `run` would do with each job, without doing or writing anything. description: `Separator.describe`."""
+    """What `run` would do with each job, without doing or writing anything. description: `Separator.describe`.
+
+    A song that cannot be opened is "failed"; whether it can be decoded is not tried.
+    """
     ledger = Ledger(settings, description)
-    return (ledger.step(job) for job in jobs)
+    for job in jobs:
+        step = ledger.step(job)
+        if step.state in TO_DO:
+            try:
+                check(job.input)
+            except AudioError as error:
+                step = Step(job, "failed", str(error))
+        yield step
 
 
 def _foreign(job: Job, output: Path, entry: Entry | None, same: Mapping[Origin, bool]) -> str | None:

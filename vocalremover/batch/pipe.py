@@ -38,8 +38,7 @@ def pipe(
     if len(settings.stems) != 1:
         raise UsageError("standard output takes one stem: choose it with --stem")
     (stem,) = settings.stems
-    if stem not in separator.stems:
-        raise UsageError(f"the model {settings.model} gives no stem {stem!r}; it gives {', '.join(separator.stems)}")
+    settings.check(separator.stems)
     if settings.clip == "rescale":
         raise UsageError("--clip rescale needs the whole song before the first sample: choose none or clamp")
     job = Job(Path("-"), {stem: Path("-")})

@@ -5,10 +5,12 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from vocalremover.batch.journal import Journal
 from vocalremover.batch.settings import STEMS, Settings
-from vocalremover.batch.songs import Song, find_songs, resolver
+from vocalremover.batch.songs import Song, find_songs, identity, resolver
 from vocalremover.errors import InputError, UsageError
 
 log = logging.getLogger(__name__)
@@ -40,10 +42,13 @@ def plan(
     songs = find_songs(inputs, recursive, settings.out)
     keys = _Keys()
     made = _made_by(songs, settings, keys)
+    earlier = _Earlier(songs)
     jobs = []
     for song in songs:
         if song.problem:
             jobs.append(Job(song.path, {}, song.problem))
+        elif earlier.made(song):
+            log.info("%s is left out: it was made from a song that is given, too", song.path)
         elif song.named or not made.get(keys.bare(song.path), set()) - {keys.bare(song.path)}:
             outputs = {stem: settings.name(song.path, stem, song.below) for stem in settings.stems}
             jobs.append(Job(song.path, outputs))
@@ -54,14 +59,6 @@ def plan(
         raise InputError(f"there is no song in {names}; name a file, or a folder that holds songs")
     _refuse_collisions(jobs, keys)
     return jobs[shard[0] - 1 :: shard[1]] if shard else jobs
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """`"2/8"` -> (2, 8). Raises UsageError."""
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UsageError(f"a shard is i/n, such as 2/8 for the second of eight, not {text!r}")
-    return int(number), int(count)
 
 
 class _Keys:
@@ -88,21 +85,35 @@ def _made_by(songs: Iterable[Song], settings: Settings, keys: _Keys) -> dict[str
     return made
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
+class _Earlier:
+    """What the journals in and above the songs' folders tell of the files there."""
+
+    def __init__(self, songs: Iterable[Song]) -> None:
+        self._songs = songs
+        self._journals: dict[Path, Journal] = {}
+
+    @cached_property
+    def _given(self) -> set[str]:
+        return {os.path.realpath(song.path) for song in self._songs}
+
+    def made(self, song: Song) -> bool:
+        """Whether an earlier run made this file from another of the songs. Alone, a stem is what the person wants
+        separated."""
+        for folder in list(song.path.parents)[: len(song.below.parts) + 2]:
+            journal = self._journals.setdefault(folder, Journal(folder))
+            entry = journal.entry(song.path)
+            if entry and entry.is_as_long_as(song.path):
+                return entry.origin.path in self._given
+        return False
 
 
 def _refuse_collisions(jobs: list[Job], keys: _Keys) -> None:
     by_key = {keys.whole(job.input): job.input for job in jobs}
-    by_identity = {identity: job.input for job in jobs if (identity := _identity(job.input))}
+    by_identity = {found: job.input for job in jobs if (found := identity(job.input))}
     owners: dict[str, Job] = {}
     for job in jobs:
         for output in job.outputs.values():
-            same = by_key.get(keys.whole(output)) or by_identity.get(_identity(output))
+            same = by_key.get(keys.whole(output)) or by_identity.get(identity(output))
             if same:
                 raise UsageError(f"the output {output} is the input {same}; choose another --out or --template")
             owner = owners.setdefault(keys.whole(output), job)

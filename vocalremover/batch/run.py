@@ -31,8 +31,8 @@ def run(
 ) -> Iterator[Result]:  # fmt: skip
     """Does the jobs. Whatever goes wrong with a song is told in its result's `error` and goes no further.
 
-    separators: one, or the same model on several devices. songs: how many may be under way at once; None lets as many
-    songs be encoded beside as the computer has processors for. Results come in the order of the jobs from one
+    separators: one, or the same model on several devices. songs: how many may be under way at once on each; None lets
+    as many songs be encoded beside as the computer has processors for. Results come in the order of the jobs from one
     separator, from several as they are done. Closing the iterator, and any exception in it, stops all threads and
     leaves no unfinished file. Raises UsageError where a stem is wanted that the model does not give.
     """
@@ -54,16 +54,13 @@ class Crew:
     ) -> None:  # fmt: skip
         if songs is not None and songs < 1:
             raise UsageError(f"at least one song must be under way, not {songs}")
-        for stem in settings.stems:
-            if stem not in separators[0].stems:
-                known = ", ".join(separators[0].stems)
-                raise UsageError(f"the model {settings.model} gives no stem {stem!r}; it gives {known}")
+        settings.check(separators[0].stems)
         self._jobs = enumerate(jobs)
         self._separators = separators
         self._progress = progress
         self._ledger = Ledger(settings, separators[0].describe)
         encoded = min(MOST_ENCODED, max(1, (os.cpu_count() or 1) // len(settings.stems)))
-        self._most = songs or 2 * len(separators) + encoded
+        self._most = songs * len(separators) if songs else 2 * len(separators) + encoded
         self._swept: set[Path] = set()
         self._changed = Condition()
         self._exhausted = False

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from string import Formatter
@@ -52,6 +53,12 @@ class Settings:
         if PurePath(self.template).is_absolute() or ".." in PurePath(self.template).parts:
             raise UsageError(f"the template {self.template!r} leaves the output folder; name that folder with --out")
 
+    def check(self, given: Sequence[str]) -> None:
+        """Raises UsageError for a stem that is wanted of a model that gives these."""
+        for stem in self.stems:
+            if stem not in given:
+                raise UsageError(f"the model {self.model} gives no stem {stem!r}; it gives {', '.join(given)}")
+
     def home(self, song: Path) -> Path:
         """The folder that a song's stems go into or below, where the journal lies."""
         return self.out or song.parent
@@ -62,7 +69,7 @@ class Settings:
         below: the song's folder within the folder that was named, which `out` repeats.
         """
         words = {"stem": stem.capitalize(), "ext": self.encoding.format, "model": PurePath(self.model).stem}
-        track = song.stem
+        track = "_.." if song.stem == ".." else song.stem  # which would be the folder above
         relative = PurePath(self.template.format(track=track, **words))
         excess = max(len(os.fsencode(part)) for part in relative.parts) - NAME_BYTES
         if excess > 0:

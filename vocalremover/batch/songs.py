@@ -1,5 +1,6 @@
 """What a person named, out come the songs that it stands for: files, folders, patterns and lists of paths."""
 
+import codecs
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,8 @@ SONG_SUFFIXES = frozenset(
 class Song:
     """A file to separate, and how it was come by.
 
-    `named` tells whether the person named it or a folder held it; `below` is the folder it lies in, seen from the
-    folder that was named. `problem` says, where it is not None, why there is no song at this path.
+    `named` tells whether the person named it, or a folder or a pattern holds it; `below` is the folder it lies in, seen
+    from the folder that was named. `problem` says, where it is not None, why there is no song at this path.
     """
 
     path: Path
@@ -36,8 +37,9 @@ def find_songs(
     A folder stands for the songs in it, known by their suffix, sorted; `recursive` adds those in the folders below.
     Hidden names are left out, and so is `out` where it lies within. A file is taken as it is, whatever its suffix and
     even if it is missing: its job will say so. `*`, `?` and `[...]` are a pattern where no file has that very name.
-    `@list.txt` stands for the paths in a text file (UTF-8), one a line, relative to the list's own folder; empty lines
-    and lines that begin with # are left out. What cannot be looked into comes back as a song with a `problem`.
+    `@list.txt` stands for the paths in a text file (UTF-8, or UTF-16 with its mark), one a line, relative to the list's
+    own folder; empty lines and lines that begin with # are left out. What cannot be looked into comes back as a song
+    with a `problem`.
     Raises InputError for a list that cannot be read, UsageError for "-", which is no file.
     """
     songs: dict[Path, Song] = {}
@@ -77,8 +79,8 @@ def _expanded(inputs: Iterable[str | os.PathLike]) -> Iterator[Path | Song]:
         elif given.startswith("@"):
             yield from _listed(Path(given[1:]))
         elif glob.has_magic(given):
-            found = sorted(glob.glob(given, recursive=True))
-            yield from map(Path, found)
+            found = [Path(name) for name in sorted(glob.glob(given, recursive=True))]
+            yield from (path if path.is_dir() else Song(path, named=False) for path in found)
             if not found:
                 yield Song(Path(given), problem=f"{given}: no file has a name like this.")
         else:
@@ -87,11 +89,15 @@ def _expanded(inputs: Iterable[str | os.PathLike]) -> Iterator[Path | Song]:
 
 def _listed(path: Path) -> Iterator[Path]:
     try:
-        # Not splitlines: a file's name may hold the rarer line breaks.
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+        text = path.read_bytes()
     except OSError as error:
         raise InputError(f"the list {path} cannot be read: {error.strerror}") from error
-    for line in lines:
+    wide = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    lines = text.decode(*(("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")))
+    if "\0" in lines:
+        raise InputError(f"the list {path} is no text")
+    # Not splitlines: a file's name may hold the rarer line breaks.
+    for line in lines.split("\n"):
         if line.strip() and not line.startswith("#"):
             yield path.parent / line.removesuffix("\r")
 
@@ -104,18 +110,18 @@ def _stood_for(path: Path | Song, recursive: bool, out: Path | None) -> Iterable
 
 def _in_folder(top: Path, recursive: bool, out: Path | None) -> Iterator[Song]:
     """The songs of a folder and then, one after another, of the folders in it; a folder met twice is entered once."""
-    entered = {_identity(out)} - {_identity(top), None} if out else set()
+    entered = {identity(out)} - {identity(top), None} if out else set()
     waiting = [PurePath()]
     while waiting:
         below = waiting.pop()
         folder = top / below
         try:
-            identity = _identity(folder)
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if identity not in entered else []
+            place = identity(folder)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if place not in entered else []
         except OSError as error:
             yield Song(folder, False, below, f"{folder}: this folder cannot be read: {error.strerror}.")
             continue
-        entered.add(identity)
+        entered.add(place)
         seen = [entry for entry in entries if not entry.name.startswith(".")]
         for entry in seen:
             if PurePath(entry.name).suffix.lower() in SONG_SUFFIXES and _is_song(entry):
@@ -131,9 +137,10 @@ def _is_song(entry: os.DirEntry) -> bool:
     return entry.is_file()
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path) -> tuple[int, int] | None:
+    """What two names of one file have in common, None where there is none that could be looked at."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino

@@ -239,7 +239,7 @@ class Work:
     def _publish(self, step: Step, origin: Origin, staged: dict[str, Path]) -> None:
         stamps = {stem: Stamp.of(path) for stem, path in staged.items()}
         for output in self.job.outputs.values():
-            if step.state == "new" and os.path.lexists(output):
+            if step.state == "new" and not self._settings.overwrite and os.path.lexists(output):
                 raise AudioError(f"{output} has been made by somebody else meanwhile; --overwrite replaces it")
         self._note(origin, stamps, done=False)
         for stem, output in self.job.outputs.items():
