@@ -77,21 +77,18 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> dict[str, objec
     handed: dict[str, object] = {}
 
     def load_all(
-        names: tuple, folder: Path, device: str, rule: Rule, inference: Inference, configs: list, stems: tuple,
-        in_turn: bool | None,
+        names: tuple, device: str, rule: Rule, inference: Inference, configs: list, stems: tuple, in_turn: bool | None
     ) -> Ensemble:  # fmt: skip
         handed.update(
-            names=names, folder=folder, device=device, rule=rule, inference=inference, configs=configs, stems=stems,
-            in_turn=in_turn,
-        )  # fmt: skip
+            names=names, device=device, rule=rule, inference=inference, configs=configs, stems=stems, in_turn=in_turn
+        )
         return Ensemble([Separator.load(tiny_model, "cpu")] * 2)
 
     def run(jobs: list, separators: list, settings: object, progress: object, songs: int | None) -> iter:
         handed["settings"] = settings
-        return iter(())
+        yield from ()
 
     monkeypatch.setattr("vocalremover.ensemble.load_all", load_all)
-    monkeypatch.setattr("vocalremover.ensemble.fit_together", lambda names, device: True)
     monkeypatch.setattr("vocalremover.batch.run", run)
     monkeypatch.setattr("vocalremover.checkpoint.find", lambda name: tiny_model)
     return handed
@@ -120,7 +117,7 @@ def test_options_reach_the_library(command: Command, make_song: Command, loaded:
     assert outcome.code == 0, outcome.err
     assert (loaded["device"], loaded["configs"], loaded["stems"]) == ("cpu", [None, Path("a.yaml")], ("vocals",))
     assert loaded["inference"] == Inference(overlap=0.5, tta=True)
-    assert (loaded["folder"], loaded["in_turn"]) == (tmp_path / "out", None)
+    assert loaded["in_turn"] is None
     settings = loaded["settings"]
     assert (settings.out, settings.model, settings.encoding) == (tmp_path / "out", "v1+v10", Encoding("flac"))
 
@@ -151,6 +148,14 @@ def test_a_yaml_for_each_model(command: Command, make_song: Command, loaded: dic
         "--files -o -",
         "--files -o out.wav --stem vocals",
         "--files -o out.wav --report page.html",
+        "--files -o out.wav b.wav -f flac",
+        "--files -o out.wav b.wav --clip rescale",
+        "--files -o out.wav b.wav --template {track}.{ext}",
+        "--files -o out.wav b.wav --in-turn",
+        "--files -o out.wav b.wav -j 4",
+        "--files -o out.wav b.wav --config nowhere.yaml",
+        "--files -o out.wav b.wav --quality best",
+        "--files -o out.wav b.wav -d cpu",
         "--models default default --stem drums",
     ],
 )
@@ -198,6 +203,22 @@ def test_a_song_that_fails_stops_no_other_in_turn(
     assert outcome.code == 1
     assert outcome.out.splitlines() == [str(song.with_name(f"{song.stem}_Vocals.wav")) for song in songs[::2]]
     assert outcome.err.count("error: ") == 1
+
+
+def test_models_take_turns_beside_the_song_whatever_the_current_folder(
+    command: Command, make_song: Command, tiny_model: Path, other_model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Nothing can be written into what is no folder any more; all that turns do not use is told once."""
+    song, gone = make_song(), tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr("vocalremover.cli.options.Computing.devices", lambda self: ["cpu", "cuda:7"])
+    outcome = command("ensemble", song, "--models", tiny_model, other_model, "--in-turn", "-j", 3, "--stem", "vocals")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines() == [str(song.with_name("song_Vocals.wav"))]
+    assert outcome.err.count("on cpu, without cuda:7, --jobs 3") == 1
 
 
 def test_stems_made_elsewhere_become_one(command: Command, make_song: Command, tmp_path: Path) -> None:

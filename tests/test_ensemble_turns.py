@@ -78,7 +78,8 @@ def hidden(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("names", [["plain", "inverse", "recurrent"], MIXED, ["band", "drums", "band"], ["wave"]])
 def test_in_turn_is_together(names: list[str], rule: str, alive: list[int], songs: list[Path], tmp_path: Path) -> None:
     together = Ensemble.load(names, "cpu", rule)
-    with Turns(names, tmp_path / "out", "cpu", rule) as models:
+    models = Turns(names, "cpu", rule)
+    with models.spooling(tmp_path / "out"):
         assert models.stems == together.stems and models.describe() == together.describe()
         models.hear(songs)
         for song in songs:
@@ -96,7 +97,8 @@ def test_in_turn_is_together(names: list[str], rule: str, alive: list[int], song
 
 def test_one_model_at_a_time(alive: list[int], songs: list[Path], tmp_path: Path) -> None:
     """Each is loaded once for all songs, after the one before has left the memory; also one that is named twice."""
-    with Turns([*MIXED, "plain"], tmp_path, "cpu") as models:
+    models = Turns([*MIXED, "plain"], "cpu")
+    with models.spooling(tmp_path):
         assert alive == [1] * len(MIXED)
         del alive[:]
         models.hear(songs)
@@ -105,7 +107,8 @@ def test_one_model_at_a_time(alive: list[int], songs: list[Path], tmp_path: Path
 
 def test_only_what_is_needed_is_kept(alive: list[int], songs: list[Path], tmp_path: Path) -> None:
     """Of a model of four stems the instrumental alone, where the other model has no more."""
-    with Turns(["band", "wave"], tmp_path, "cpu") as models:
+    models = Turns(["band", "wave"], "cpu")
+    with models.spooling(tmp_path):
         models.hear(songs[:1])
         samples = [read(path)[0].shape for path in hidden(tmp_path) if path.suffix == ".wav"]
         assert samples == [(2, 9001)] * 2
@@ -115,7 +118,8 @@ def test_only_what_is_needed_is_kept(alive: list[int], songs: list[Path], tmp_pa
 def test_a_song_that_fails_stops_no_other(alive: list[int], songs: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"no sound")
-    with Turns(["plain", "wave"], tmp_path, "cpu") as models:
+    models = Turns(["plain", "wave"], "cpu")
+    with models.spooling(tmp_path):
         models.hear([songs[0], bad, tmp_path / "absent.wav", songs[1]])
         for song in (songs[0], songs[1]):
             stems_of(models.play(song), song)
@@ -134,7 +138,8 @@ def test_a_network_that_fails_leaves_the_memory(
         return Network(lambda x: x * float("nan"))
 
     monkeypatch.setitem(MODELS, "plain", (SPEC, broken))
-    with Turns(["plain", "other"], tmp_path, "cpu") as models:
+    models = Turns(["plain", "other"], "cpu")
+    with models.spooling(tmp_path):
         del alive[:]
         models.hear(songs[:1])
         assert alive == [1, 1]
@@ -150,7 +155,8 @@ def test_an_interrupt_leaves_nothing(moment: str, alive: list[int], songs: list[
             if song == songs[1] and stage.startswith(moment):
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), Turns(["inverse", "wave"], tmp_path, "cpu") as models:
+    models = Turns(["inverse", "wave"], "cpu")
+    with pytest.raises(KeyboardInterrupt), models.spooling(tmp_path):
         models.hear(songs, interrupt)
     gc.collect()
     assert not hidden(tmp_path)
@@ -168,7 +174,8 @@ def test_progress_names_the_model(alive: list[int], songs: list[Path], tmp_path:
         assert done == samples
         seen.append((song.name, stage, done))
 
-    with Turns(["inverse", "recurrent", "wave"], tmp_path, "cpu") as models:
+    models = Turns(["inverse", "recurrent", "wave"], "cpu")
+    with models.spooling(tmp_path):
         models.hear(songs[:2], counting)
     steps = ["measuring", "separating with inverse (1 of 3)"]
     later = ["separating with recurrent (2 of 3)", "separating with wave (3 of 3)"]
@@ -181,7 +188,8 @@ def test_portions_fit_the_disk(
     alive: list[int], songs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every song is in one portion, in order; a song for which there is no room has one of its own."""
-    with Turns(["plain", "wave"], tmp_path, "cpu") as models:
+    models = Turns(["plain", "wave"], "cpu")
+    with models.spooling(tmp_path):
         models.hear(songs)
         sizes = [sum(path.stat().st_size for path in models._spools[song]) for song in songs]
         for free in (10**12, 2 * max(sizes), 1000):
@@ -195,7 +203,8 @@ def test_portions_fit_the_disk(
 
 def test_a_spool_that_ends_early_is_told(alive: list[int], songs: list[Path], tmp_path: Path) -> None:
     for name in ("plain", "wave"):
-        with Turns([name], tmp_path, "cpu") as models:
+        models = Turns([name], "cpu")
+        with models.spooling(tmp_path):
             models.hear(songs[:1])
             write(songs[0], noise(2, 20_000), RATE, FLOAT)
             with pytest.raises(AudioError, match="changed in the meantime"):
@@ -205,20 +214,20 @@ def test_a_spool_that_ends_early_is_told(alive: list[int], songs: list[Path], tm
 
 def test_what_is_refused_before_anything_runs(alive: list[int], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere"):
-        Turns(["plain", "nowhere"], tmp_path, "cpu")
+        Turns(["plain", "nowhere"], "cpu")
     with pytest.raises(UsageError, match="in common"):
-        Turns(["plain", "band"], tmp_path, "cpu", stems=["drums"])
+        Turns(["plain", "band"], "cpu", stems=["drums"])
     with pytest.raises(UsageError, match="3 weights"):
-        Turns(["plain", "band"], tmp_path, "cpu", Rule("avg", weights=(1, 1, 1)))
+        Turns(["plain", "band"], "cpu", Rule("avg", weights=(1, 1, 1)))
     with pytest.raises(DeviceError, match="no device"):
-        Turns(["plain"], tmp_path, "gpu")
+        Turns(["plain"], "gpu")
     (tmp_path / "file").write_text("")
-    with pytest.raises(AudioError, match="cannot write into"), Turns(["plain"], tmp_path / "file", "cpu"):
+    with pytest.raises(AudioError, match="cannot write into"), Turns(["plain"], "cpu").spooling(tmp_path / "file"):
         pass
 
 
-def test_settings_that_a_model_lacks_are_told(alive: list[int], tmp_path: Path) -> None:
-    models = Turns(["recurrent", "wave", "plain"], tmp_path, "cpu", inference=Inference(context=3))
+def test_settings_that_a_model_lacks_are_told(alive: list[int]) -> None:
+    models = Turns(["recurrent", "wave", "plain"], "cpu", inference=Inference(context=3))
     assert len(models.warnings) == 2 and "recurrent has no context" in models.warnings[0]
 
 
@@ -232,19 +241,19 @@ def test_weights_that_fill_less_than_half_of_what_is_free(tiny_model: Path, monk
     assert fit_together([tiny_model], "cpu")
 
 
-def test_who_decides(alive: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_decides(alive: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The sizes, the caller, or memory that runs out."""
     monkeypatch.setattr(turns, "fit_together", lambda names, device: "wave" not in names)
-    assert isinstance(load_all(["plain", "other"], tmp_path, "cpu"), Ensemble)
-    assert isinstance(load_all(["plain", "wave"], tmp_path, "cpu"), Turns)
-    assert isinstance(load_all(["plain", "wave"], tmp_path, "cpu", in_turn=False), Ensemble)
-    assert isinstance(load_all(["plain", "other"], tmp_path, "cpu", in_turn=True), Turns)
+    assert isinstance(load_all(["plain", "other"], "cpu"), Ensemble)
+    assert isinstance(load_all(["plain", "wave"], "cpu"), Turns)
+    assert isinstance(load_all(["plain", "wave"], "cpu", in_turn=False), Ensemble)
+    assert isinstance(load_all(["plain", "other"], "cpu", in_turn=True), Turns)
 
     def full(*words: object) -> None:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Ensemble, "load", full)
-    assert isinstance(load_all(["plain", "other"], tmp_path, "cpu"), Turns)
+    assert isinstance(load_all(["plain", "other"], "cpu"), Turns)
 
 
 def test_free_memory_is_known_here() -> None:

@@ -382,3 +382,6 @@ def test_the_command_prepares_trains_and_tells_what_is_missing(
         failed = command(*words(tmp_path, tmp_path / "other", "thin", [*THIN, "steps=1"]), *more)
         assert failed.code == code and sentence in failed.err, (more, failed)
     assert command("train").code == 2
+    for size in ("inf", "nan", "1e300"):
+        failed = command("train", "prepare", "--cache", tmp_path / "cache", "--cache-gb", size)
+        assert failed.code == 2 and "is no size" in failed.err

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -227,6 +228,29 @@ def test_a_piece_without_time_saves_where_it_stands(command: Callable, cache: Pa
     done = command(*words(cache, tmp_path / "run", 1000), "--minutes", 0.05)
     assert done.code == 0 and json.loads(done.out)["steps"] == 0
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 0
+
+
+def test_a_piece_that_is_stopped_ships_and_tells_so(
+    command: Callable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def passed(deadline: pieces.Deadline) -> bool:
+        signal.raise_signal(signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(pieces.Deadline, "passed", passed)
+    done = command(*words(cache, tmp_path / "run", 1000), "--ship", tmp_path / "shipped")
+    assert done.code == 143 and "goes on" in done.err
+    steps = json.loads(done.out)["steps"]
+    join(tmp_path / "shipped", tmp_path / "last.pt")
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == steps == 1
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "1e300"])
+def test_parts_without_a_size_are_refused(command: Callable, cache: Path, tmp_path: Path, size: str) -> None:
+    packing = ["train", "pack", cache, tmp_path / "out", "--piece-mib", size]
+    for call in (packing, words(cache, tmp_path, 1, "--part-mib", size)):
+        failed = command(*call)
+        assert failed.code == 2 and "is no size" in failed.err
 
 
 def test_a_compiler_that_takes_too_long_is_left() -> None:

@@ -11,9 +11,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from vocalremover.cli import running
 from vocalremover.cli.options import Batch, Computing, Filing, Telling, grouped, several
+from vocalremover.cli.output import say
 from vocalremover.cli.running import Run
 from vocalremover.cli.screen import Screen
 from vocalremover.cli.sections import Command, choice, option
@@ -23,10 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vocalremover.batch import Job, Progress, Result, Settings
-    from vocalremover.ensemble import Rule, Turns
+    from vocalremover.ensemble import Ensemble, Rule, Turns
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".th", ".bin")
 FLAGS = ("-m", "--models")
+# What --files understands; all else tells how songs are separated.
+COMBINING = (
+    "files", "method", "domain", "weights", "out", "format", "bits", "int24", "float32", "bitrate", "overwrite",
+    "as_json", "quiet", "verbose",
+)  # fmt: skip
 
 
 class ModelsCommand(Command):
@@ -108,7 +115,8 @@ def command(
     vocalremover ensemble song.mp3 --models v1 v2b v10
     vocalremover ensemble --files a_Vocals.wav b_Vocals.wav -o vocals.wav
 
-    An INPUT is what `vocalremover separate` takes, and the stems are what it makes. Each model is loaded once.
+    An INPUT is what `vocalremover separate` takes, and the stems are what it makes. Each model is loaded once. With
+    --files every INPUT is the name of one file.
     """
     run = Run(inputs, filing, batch, telling)
     run.check()
@@ -118,8 +126,6 @@ def command(
     from vocalremover.ensemble import Rule
 
     if files:
-        if models:
-            raise click.UsageError("--files combines stems that are there; --models makes some: choose")
         return _combine(run, Rule.parse(method or "avg", domain, weights))
     if not models:
         raise click.UsageError("name the models, such as --models v1 v2b v10")
@@ -147,18 +153,21 @@ def _separate(
     in_turn: bool,
 ) -> int | None:  # fmt: skip
     from vocalremover.batch import run as separate
-    from vocalremover.ensemble import Turns, fit_together, load_all
+    from vocalremover.ensemble import Turns, load_all
 
     streams = run.is_stream()
     settings = run.filing.settings(_joined(models), run.batch.skip_existing)
     inference, stems, devices = computing.inference(), run.filing.stems(), computing.devices()
-    turns = not streams and (in_turn or not fit_together(models, devices[0]))
-    one_by_one = turns or (False if streams else None)
-    loaded = [
-        # What waits until all models have been heard lies where the stems will.
-        load_all(models, run.filing.out or Path.cwd(), device, rule, inference, configs, stems, one_by_one)
-        for device in (devices[:1] if turns else devices)
-    ]
+
+    def load(device: str, one_by_one: bool | None) -> Ensemble | Turns:
+        return load_all(models, device, rule, inference, configs, stems, one_by_one)
+
+    # The first device decides: models that take turns do so on one.
+    loaded = [load(devices[0], False if streams else in_turn or None)]
+    if isinstance(loaded[0], Turns):
+        _tell_unused(devices, run)
+    else:
+        loaded += [load(device, False) for device in devices[1:]]
     running.introduce(models, computing.chosen, loaded, run.telling.verbosity)
     if streams:
         return running.stream(run, loaded[0], settings)
@@ -181,6 +190,15 @@ def _separate(
     return running.work(run, jobs, about, describe, results, settings, passes)
 
 
+def _tell_unused(devices: Sequence[str], run: Run) -> None:
+    """Says what models that take turns leave alone."""
+    jobs = run.batch.jobs or 1
+    unused = [*devices[1:], *([f"--jobs {jobs}"] if jobs > 1 else [])]
+    if unused:
+        sentence = f"models that take turns hear one song at a time on {devices[0]}, without {', '.join(unused)}"
+        say(f"warning: {sentence}", run.telling.verbosity)
+
+
 def _in_turn(turns: Turns, jobs: Sequence[Job], settings: Settings, progress: Progress) -> Iterator[Result]:
     """The results of models that take turns: first of the songs that need no model, then of all the others."""
     from vocalremover.batch import preview
@@ -199,7 +217,10 @@ def _in_turn(turns: Turns, jobs: Sequence[Job], settings: Settings, progress: Pr
         yield from progress(blocks, wanted[song], stage, samples)
         spent[song] += perf_counter() - began
 
-    with turns:
+    if not wanted:
+        return
+    # What waits until all models have been heard lies where the stems will.
+    with turns.spooling(settings.home(next(iter(wanted)))):
         for songs in turns.portions(wanted):
             turns.hear(songs, timed)
             for song in songs:
@@ -232,15 +253,15 @@ def _combine(run: Run, rule: Rule) -> int:
     out, telling = run.filing.out, run.telling
     if out is None or str(out) == running.STREAM:
         raise click.UsageError("--files needs the name of the file to write, such as -o vocals.wav")
-    unfit = {
-        "--recursive": run.batch.recursive, "--skip-existing": run.batch.skip_existing, "--shard": run.batch.shard,
-        "--dry-run": run.batch.dry_run, "--report": telling.report, "--stem": run.filing.stems(),
-    }  # fmt: skip
-    for name, given in unfit.items():
-        if given:
-            raise click.UsageError(f"{name} does not go with --files, which makes one file of the stems that are there")
+    given = _given()
+    for name, flag in given.items():
+        if name not in COMBINING:
+            raise click.UsageError(f"{flag} does not go with --files, which makes one file of the stems that are there")
     rule.check(len(run.inputs), "files")
-    encoding = replace(run.filing, format=Encoding.of(out).format).encoding()
+    named = Encoding.of(out).format
+    if "format" in given and run.filing.format != named:
+        raise click.UsageError(f"--format {run.filing.format} contradicts the name {out}; leave it out")
+    encoding = replace(run.filing, format=named).encoding()
     job = Job(Path(run.inputs[0]), {"combined": out})
     began, duration = perf_counter(), 0.0
     with Screen(telling.verbosity, [job], (lambda: {"method": rule.name}) if telling.as_json else None) as screen:
@@ -252,6 +273,16 @@ def _combine(run: Run, rule: Rule) -> int:
             duration = (reader.samples or 0) / reader.rate
         screen.result(Result(job, perf_counter() - began, duration, tuple(warnings)))
     return 0
+
+
+def _given() -> dict[str, str]:
+    """The options that were typed, each with its long word."""
+    context = click.get_current_context()
+    return {
+        told.name: next(word for word in told.opts if word.startswith("--"))
+        for told in context.command.params
+        if isinstance(told, click.Option) and context.get_parameter_source(told.name) == ParameterSource.COMMANDLINE
+    }
 
 
 def _joined(models: Sequence[str]) -> str:

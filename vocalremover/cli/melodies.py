@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vocalremover.cli.output import emit, say
+from vocalremover.cli.train import countable
 
 if TYPE_CHECKING:
     from vocalremover.dataset.cache import Entry
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 @click.command("melodies")
 @click.option("--cache", required=True, type=click.Path(path_type=Path), metavar="DIR", help="What prepare has filled.")
-@click.option("--cache-gb", type=click.FloatRange(min=0), help="The most the cache may take.  [default: any]")
+@click.option(
+    "--cache-gb", type=click.FloatRange(min=0), callback=countable, help="The most the cache may take.  [default: any]"
+)
 @click.option(
     "--kind", "kinds", multiple=True, default=("speech", "syllables"), show_default=True, metavar="KIND",
     help="Whose voices sing; several times.",

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from vocalremover.cli.output import PLAIN_SECONDS, emit, say
-from vocalremover.cli.train import plain, polite_signals, silent
+from vocalremover.cli.train import countable, end, plain, polite_signals, silent
 
 FOLDER = click.Path(path_type=Path)
 MEBI = 1 << 20
@@ -22,7 +22,12 @@ MEBI = 1 << 20
 @click.argument("cache", type=FOLDER)
 @click.argument("out", type=FOLDER)
 @click.option(
-    "--piece-mib", default=50.0, show_default=True, type=click.FloatRange(min=0.1), help="The most of a file."
+    "--piece-mib",
+    default=50.0,
+    show_default=True,
+    type=click.FloatRange(min=0.1),
+    callback=countable,
+    help="The most of a file.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def pack_command(cache: Path, out: Path, piece_mib: float, quiet: bool) -> None:
@@ -58,7 +63,12 @@ def unpack_command(parcels: Path, cache: Path, workers: int, quiet: bool) -> Non
 @click.option("--join", "parts", type=FOLDER, metavar="DIR", help="First join the state that a piece has shipped.")
 @click.option("--ship", type=FOLDER, metavar="DIR", help="For what travels on: state, weights, log and report.")
 @click.option(
-    "--part-mib", default=15.0, show_default=True, type=click.FloatRange(min=0.01), help="The most of a file."
+    "--part-mib",
+    default=15.0,
+    show_default=True,
+    type=click.FloatRange(min=0.01),
+    callback=countable,
+    help="The most of a file.",
 )
 @click.option("--recipe", metavar="NAME|FILE", help="As train takes it.")
 @click.option("--model", metavar="NAME", help="As train takes it.")
@@ -112,6 +122,7 @@ def piece_command(
         (plain if speaking else silent)(reports_aside(lines, told), how)
         if world.first:
             emit(json.dumps(told[0], indent=1))
+    end(received[0] if received else 0, speaking)
 
 
 def reports_aside(lines: Iterable[dict[str, Any]], told: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ Under torchrun every process runs this command; only the first one speaks.
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 
 
+def countable(context: click.Context, parameter: click.Parameter, size: float | None) -> float | None:
+    """A number of GB or MiB as it is; BadParameter for nan, inf and what is as good as inf in bytes."""
+    if size is not None and not math.isfinite(size * 1e9):
+        raise click.BadParameter(f"{size} is no size; write a number, or leave it out", context, parameter)
+    return size
+
+
 def audio_options(command: Callable[..., None]) -> Callable[..., None]:
     """What names the audio to train on."""
     options = (
@@ -42,7 +50,10 @@ def audio_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--held-out", multiple=True, metavar="PREFIX", help="Leave out paths that begin so."),
         click.option("--cache", type=FOLDER, metavar="DIR", help="For decoded audio, about 10 MB a minute."),
-        click.option("--cache-gb", type=click.FloatRange(min=0), help="The most the cache may take.  [default: any]"),
+        click.option(
+            "--cache-gb", type=click.FloatRange(min=0), callback=countable,
+            help="The most the cache may take.  [default: any]",
+        ),
         click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="For the audio."),
     )  # fmt: skip
     for option in reversed(options):
@@ -108,9 +119,7 @@ def command(
         stopped = follow(run, world, speaking)
         if speaking and not stopped:
             click.echo(out / "best.safetensors")
-    if stopped:
-        say("vocalremover: stopped; the run is saved, and the same command goes on", 0 if speaking else -1)
-        sys.exit(128 + stopped)
+    end(stopped, speaking)
 
 
 @command.command("prepare")
@@ -175,6 +184,13 @@ def follow(run: Run, world: World, speaking: bool) -> int:
         show = silent if not speaking else bar if sys.stderr.isatty() else plain
         show(lines, run.recipe)
     return received[0] if received else 0
+
+
+def end(stopped: int, speaking: bool) -> None:
+    """Ends the program as the signal says that stopped the run, if one did."""
+    if stopped:
+        say("vocalremover: stopped; the run is saved, and the same command goes on", 0 if speaking else -1)
+        sys.exit(128 + stopped)
 
 
 def silent(lines: Iterable[dict[str, Any]], recipe: Recipe) -> None:

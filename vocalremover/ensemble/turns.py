@@ -1,6 +1,7 @@
 """Models that do not fit into memory together take turns: each runs over all songs before the next one is loaded.
 
-    with Turns(names, folder=out) as turns:
+    turns = Turns(names)
+    with turns.spooling(out):
         for songs in turns.portions(all_songs):
             turns.hear(songs)
             for song in songs:
@@ -14,9 +15,9 @@ import gc
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ Progress = Callable[[Iterable[Tensor], Path, str, int | None], Iterable[Tensor]]
 
 
 class Turns:
-    """Models over songs, one after another; used as a context manager.
+    """Models over songs, one after another.
 
     `stems`, `device`, `warnings` and `describe()` are those of an Ensemble; `measures` is False, since a song that is
     played needs no first pass.
@@ -53,18 +54,14 @@ class Turns:
     measures = False
 
     def __init__(
-        self, names: Sequence[str | Path], folder: Path, device: str = "auto", rule: Rule | str = MIN,
+        self, names: Sequence[str | Path], device: str = "auto", rule: Rule | str = MIN,
         inference: Inference = DEFAULTS, configs: Sequence[Path | None] | None = None,
         stems: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
-        """As Ensemble.load; every checkpoint is opened once and must be sound, but none is kept in memory.
-
-        folder: where the hidden folder of the spools is made, on a disk with room for a stem per song and model.
-        """
+        """As Ensemble.load; every checkpoint is opened once and must be sound, but none is kept in memory."""
         self.rule = Rule.parse(rule) if isinstance(rule, str) else rule
         self.device = choose_device(device)
         choose_precision(inference.precision, self.device)
-        self._folder, self._inference = Path(folder), inference
         self._pairs = configured(names, configs)
         specs = {pair: load_model(*pair, torch.device("cpu"))[0] for pair in dict.fromkeys(self._pairs)}
         self.stems = common_stems(list(specs.values()), [set(spec.stems) for spec in specs.values()], stems)
@@ -79,14 +76,14 @@ class Turns:
         self._spools: dict[Path, list[Path]] = {}
         self._count = 0
 
-    def __enter__(self) -> "Turns":
-        self._hidden = Staging(self._folder)
-        return self
+    @contextmanager
+    def spooling(self, folder: Path) -> Iterator[None]:
+        """While it lasts, songs can be heard: their spools lie in a hidden folder in this one.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hidden.close()
+        Its disk needs room for a stem per song and model. Raises AudioError where nothing can be written.
+        """
+        with Staging(folder) as self._hidden:
+            yield
 
     def describe(self) -> dict[str, object]:
         """As Ensemble.describe."""
@@ -97,7 +94,7 @@ class Turns:
         portion, needed = [], 0
         for song in songs:
             size = self._bytes(song)
-            if portion and needed + size > DISK_SHARE * shutil.disk_usage(self._folder).free:
+            if portion and needed + size > DISK_SHARE * shutil.disk_usage(self._hidden).free:
                 yield portion
                 portion, needed = [], 0
             portion.append(song)
@@ -162,7 +159,7 @@ class Turns:
 
     def _spool(self) -> Path:
         self._count += 1
-        return self._hidden.folder / f"{self._count}.wav"
+        return self._hidden / f"{self._count}.wav"
 
     def _remove(self, song: Path) -> None:
         for spool in self._spools.pop(song, []):
@@ -194,9 +191,8 @@ def fit_together(names: Sequence[str | Path], device: str = "auto") -> bool:
 
 
 def load_all(
-    names: Sequence[str | Path], folder: Path, device: str = "auto", rule: Rule | str = MIN,
-    inference: Inference = DEFAULTS, configs: Sequence[Path | None] | None = None,
-    stems: Sequence[str] | None = None, in_turn: bool | None = None,
+    names: Sequence[str | Path], device: str = "auto", rule: Rule | str = MIN, inference: Inference = DEFAULTS,
+    configs: Sequence[Path | None] | None = None, stems: Sequence[str] | None = None, in_turn: bool | None = None,
 ) -> Ensemble | Turns:  # fmt: skip
     """An Ensemble where the models fit into memory together, else Turns; `in_turn` decides it where it is not None."""
     settings = (device, rule, inference, configs, stems)
@@ -206,7 +202,7 @@ def load_all(
         except (MemoryError, torch.cuda.OutOfMemoryError):
             if in_turn is False:
                 raise
-    return Turns(names, folder, *settings)
+    return Turns(names, *settings)
 
 
 def _free(device: torch.device) -> int | None:
