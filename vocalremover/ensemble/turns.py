@@ -16,13 +16,12 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vocalremover import checkpoint
+from vocalremover import checkpoint, machine
 from vocalremover.audio import Reader
 from vocalremover.audio.layouts import pairs_of
 from vocalremover.devices import choose_device, choose_precision
@@ -207,10 +206,4 @@ def load_all(
 
 def _free(device: torch.device) -> int | None:
     """The bytes that a device has free; None where nobody tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    lines = (line.split() for line in islice(meminfo.open(encoding="ascii"), 10))
-    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.memory()[1]
