@@ -14,7 +14,7 @@ import torch
 from test_audio_writing import lag, noise
 from torch import Tensor
 
-from vocalremover.audio import FORMATS, Encoding, Reader, Writer, read, write
+from vocalremover.audio import FORMATS, Encoding, PipeReader, Reader, Tags, Writer, read, write
 from vocalremover.errors import AudioError
 
 
@@ -240,6 +240,79 @@ def test_loudspeakers_are_named_and_stay_in_place(
                 writer.write(block)
     assert Reader(tmp_path / "copy").layout == layout
     torch.testing.assert_close(read(tmp_path / "copy")[0], song, rtol=0, atol=2**-15)
+
+
+def caf(path: Path, song: Tensor, *speakers: int) -> None:
+    """A caf of 16 bits at 44.1 kHz with the numbers of its loudspeakers (1 left, 2 right, 3 centre, 4 LFE ...)."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return name + struct.pack(">q", len(content)) + content
+
+    channels = len(song)
+    form = struct.pack(">d4sIIIII", 44100, b"lpcm", 0, 2 * channels, 1, channels, 16)
+    places = struct.pack(">III", 0, 0, channels) + b"".join(struct.pack(">II3f", one, 0, 0, 0, 0) for one in speakers)
+    data = bytes(4) + (song.T.numpy() * 2**15).round().astype(">i2").tobytes()
+    path.write_bytes(
+        b"caff\0\1\0\0" + chunk(b"desc", form) + chunk(b"chan", places) + chunk(b"data", data)
+    )
+
+
+def test_loudspeakers_in_an_order_of_their_own_stay_in_it(tmp_path: Path) -> None:
+    song = noise(6, 5000)
+    caf(tmp_path / "song", song, 1, 2, 5, 6, 3, 4)
+    with Reader(tmp_path / "song") as reader:
+        assert (reader.layout, reader.samples) == ("6 channels", 5000)
+        assert reader.tags == Tags()
+        found = torch.cat(list(reader.blocks()), dim=1)
+    torch.testing.assert_close(found, song, rtol=0, atol=2**-15)
+    with open(tmp_path / "song", "rb") as file, pytest.raises(AudioError, match="in an order that cannot be read"):
+        PipeReader(file)
+
+
+def test_loudspeakers_in_the_usual_order_need_no_usual_name(tmp_path: Path) -> None:
+    caf(tmp_path / "song", noise(3, 5000), 1, 2, 10)
+    with Reader(tmp_path / "song") as reader:
+        assert reader.layout == "3 channels (FL+FR+SL)"
+        assert sum(block.shape[1] for block in reader.blocks()) == 5000
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("layout", "usual"), [("FL", "mono"), ("downmix", "stereo")])
+def test_one_or_two_channels_are_mono_or_stereo(tmp_path: Path, name: str, layout: str, usual: str) -> None:
+    channels = av.AudioLayout(layout).nb_channels
+    ffmpeg_write(tmp_path / "song", "pcm_s16le", "mov", noise(channels, 5000), layout=layout)
+    with Reader(tmp_path / "song") as reader:
+        assert reader.layout == usual
+        with Writer(tmp_path / "copy", 44100, channels, Encoding(name), layout=reader.layout) as writer:
+            for block in reader.blocks():
+                writer.write(block)
+    assert Reader(tmp_path / "copy").layout == usual
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+def test_a_chain_of_songs_is_read_to_its_end(tmp_path: Path, name: str) -> None:
+    songs = noise(2, 96000), noise(2, 48000, seed=1)
+    for number, song in enumerate(songs):
+        write(tmp_path / str(number), song, 48000, Encoding(name))
+    (tmp_path / "song").write_bytes((tmp_path / "0").read_bytes() + (tmp_path / "1").read_bytes())
+    with Reader(tmp_path / "song") as reader:
+        assert reader.samples is None
+        found = torch.cat(list(reader.blocks()), dim=1)
+        assert reader.warnings == []
+    # FFmpeg leaves half a short block of Vorbis standing where the songs meet.
+    assert 144000 <= found.shape[1] <= 144128
+    assert lag(found[0, :96000], songs[0][0]) == 0
+    assert lag(found[0, -48000:], songs[1][0]) == 0
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+def test_a_chain_that_changes_its_form_is_told_where_it_breaks(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "0", noise(2, 96000), 48000, Encoding(name))
+    write(tmp_path / "1", noise(1, 48000), 48000, Encoding(name))
+    (tmp_path / "song").write_bytes((tmp_path / "0").read_bytes() + (tmp_path / "1").read_bytes())
+    found, warnings = drained(tmp_path / "song")
+    assert found.shape[1] >= 90000
+    assert len(warnings) == 1
 
 
 @pytest.mark.parametrize(("layout", "channels"), [("mono", 1), ("5.1", 6)])

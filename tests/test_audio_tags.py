@@ -1,5 +1,6 @@
 """Tags and covers come back from every format that can hold them."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from vocalremover.audio import FORMATS, Encoding, Reader, Tags, write
+from vocalremover.audio.sinks import COVERS
 
 SONG = torch.sin(torch.arange(9600) / 20)[None] / 2
 
@@ -53,6 +55,27 @@ def test_a_file_without_tags_has_none(tmp_path: Path, name: str) -> None:
 def test_a_cover_that_is_no_picture_stops_nothing(tmp_path: Path, name: str) -> None:
     write(tmp_path / "song", SONG, 48000, Encoding(name), Tags("Song", cover=b"no picture", cover_mime="image/png"))
     assert Reader(tmp_path / "song").tags.title == "Song"
+
+
+@pytest.mark.parametrize("name", ["flac", "mp3", "m4a"])
+@pytest.mark.parametrize(("codec", "muxer", "pixels"), [
+    ("bmp", "image2pipe", "bgr24"), ("gif", "gif", "rgb8"), ("tiff", "image2pipe", "rgb24"),
+    ("libwebp", "webp", "yuv420p"), ("jpeg2000", "image2pipe", "rgb24"),
+])  # fmt: skip
+def test_a_cover_that_a_format_cannot_carry_is_left_out(
+    tmp_path: Path, name: str, codec: str, muxer: str, pixels: str
+) -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format=muxer) as container:
+        stream = container.add_stream(codec, rate=1)
+        stream.width = stream.height = 32
+        stream.pix_fmt = pixels
+        container.mux(stream.encode(av.VideoFrame(32, 32, pixels)))
+        container.mux(stream.encode(None))
+    cover = file.getvalue()
+    write(tmp_path / "song", SONG, 48000, Encoding(name), Tags("Song", cover=cover))
+    found = Reader(tmp_path / "song").tags
+    assert (found.title, found.cover) == ("Song", cover if codec.removeprefix("lib") in COVERS[name] else None)
 
 
 def test_a_stem_is_noted_in_the_title_and_nothing_else_changes() -> None:

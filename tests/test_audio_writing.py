@@ -1,6 +1,7 @@
 """What is written comes back: same length, same place, same level; and a file is whole or not there."""
 
 import errno
+import io
 import os
 import resource
 import signal
@@ -85,6 +86,28 @@ def test_no_loudspeaker_is_lost_or_moved(tmp_path: Path, name: str, channels: in
     # The channel for bass is cut off above 120 Hz by lossy codecs.
     kept = [index for index in range(channels) if name not in LOSSY or channels < 6 or index != 3]
     assert likeness.diagonal()[kept].min() > 0.95
+
+
+@pytest.mark.parametrize("layout", ["2.1", "3.0(back)", "4.0", "4.1", "3.1", "6.0", "6.0(front)", "hexagonal", "7.0"])
+def test_m4a_keeps_a_layout_or_refuses_it(tmp_path: Path, layout: str) -> None:
+    channels = av.AudioLayout(layout).nb_channels
+    try:
+        writer = Writer(tmp_path / "song", 48000, channels, Encoding("m4a"), layout=layout)
+    except UsageError as error:
+        assert layout in str(error)
+        assert layout not in ("2.1", "3.0(back)", "4.0")
+        return
+    with writer:
+        writer.write(noise(channels, 20011))
+    assert Reader(tmp_path / "song").layout == layout
+
+
+@pytest.mark.parametrize("layout", ["5.1.4", "7.1.4"])
+def test_loudspeakers_above_are_named_in_a_wav(tmp_path: Path, layout: str) -> None:
+    channels = av.AudioLayout(layout).nb_channels
+    with Writer(tmp_path / "song", 48000, channels, layout=layout) as writer:
+        writer.write(noise(channels, 1000))
+    assert Reader(tmp_path / "song").layout == layout
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -250,6 +273,38 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path, name: str) -> None:
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["wav", "ogg", "flac"])
+def test_an_exception_within_the_file_is_not_lost(tmp_path: Path, name: str) -> None:
+    class Stopping(io.RawIOBase):
+        def write(self, data: bytes) -> int:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Writer(tmp_path / "song", 48000, 2, Encoding(name)) as writer:
+        writer._out.file.close()
+        writer._out.file = Stopping()
+        writer.write(noise(2, 200000))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["ogg", "flac"])
+def test_a_signal_while_encoding_is_not_lost(tmp_path: Path, name: str) -> None:
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    song = noise(2, 1 << 16)
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for trial in range(5):
+            with pytest.raises(KeyboardInterrupt), Writer(tmp_path / "song", 48000, 2, Encoding(name)) as writer:
+                signal.setitimer(signal.ITIMER_REAL, 0.01 + 0.007 * trial)
+                for _ in range(200):
+                    writer.write(song)
+            assert not any(tmp_path.iterdir())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

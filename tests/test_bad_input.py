@@ -15,7 +15,8 @@ import torch
 from torch.testing import assert_close
 
 from vocalremover.audio import read
-from vocalremover.batch import JOURNAL
+from vocalremover.batch import JOURNAL, Job, Result, Summary
+from vocalremover.cli.screen import Screen
 from vocalremover.models import MODELS
 
 resource = pytest.importorskip("resource", reason="limits and permissions are POSIX")
@@ -214,6 +215,15 @@ def test_a_file_in_the_place_of_the_output_folder(separate: Command, make_song: 
     assert str(tmp_path / "out") in outcome.err
 
 
+def test_what_the_system_refuses_is_a_sentence(command: Command, tiny_model: Path, tmp_path: Path) -> None:
+    name = tmp_path / ("x" * 300)
+    for words in (("separate", "song.wav", "-m", name), ("convert", tiny_model, f"{name}.safetensors")):
+        outcome = command(*words)
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err.startswith(f"vocalremover: {name}")
+        assert outcome.err.count("\n") == 1
+
+
 @pytest.fixture
 def song(make_song: Command) -> Path:
     return make_song(samples=200000)
@@ -283,6 +293,20 @@ def test_the_same_folder_twice(separate: Command, make_song: Command) -> None:
     assert separate(song.parent).code == 0
     assert separate(song.parent, "--overwrite").code == 0
     assert files(song.parent) == ["song.wav", "song_Instrumental.wav", "song_Vocals.wav"]
+
+
+# Streams that are closed
+
+
+def test_closed_streams(tmp_path: Path, make_song: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr("sys.stdout", None)
+    job = Job(make_song(), {"vocals": tmp_path / "vocals.wav"})
+    with Screen(0, [job]) as screen:
+        for _ in screen.progress(iter([torch.zeros(2, 10)]), job, "separating", 10):
+            pass
+        screen.result(Result(job, 1.0, 1.0, ("a warning",)))
+        screen.sum(Summary())
 
 
 # Devices and models that are not there

@@ -4,11 +4,13 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from conftest import FakeSeparator, noise
 from torch import Tensor
@@ -126,6 +128,41 @@ def header(rate: int, channels: int) -> bytes:
     with PipeWriter(file, rate, channels, Encoding("wav", "32f")):
         pass
     return file.getvalue()
+
+
+def test_a_file_that_is_named_is_read_as_a_file(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "song", SONG.T.numpy(), 44100, format="CAF", subtype="ALAC_24")
+    sink = io.BytesIO()
+    result = batch.pipe(tmp_path / "song", sink, FakeSeparator(1.0), vocals())
+    assert result.duration == pytest.approx(SONG.shape[1] / 44100)
+    (tmp_path / "text").write_text("no song")
+    with pytest.raises(AudioError, match="text: cannot be decoded"):
+        batch.pipe(str(tmp_path / "text"), sink, FakeSeparator(1.0), vocals())
+
+
+def test_a_caf_comes_through_a_pipe_though_its_index_is_at_its_end(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "song", SONG.T.numpy(), 44100, format="CAF", subtype="ALAC_24")
+    _, result = piped((tmp_path / "song").read_bytes(), vocals())
+    assert result.duration == pytest.approx(SONG.shape[1] / 44100)
+
+
+def test_a_stream_that_cannot_be_kept_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(tmp_path, Encoding("wav"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(AudioError, match="standard input cannot be kept"):
+        batch.pipe(io.BytesIO(content), io.BytesIO(), FakeSeparator(needs_peak=True), vocals())
+
+
+@pytest.mark.parametrize("start", [3000, 100000])
+def test_an_exception_while_reading_is_not_lost(tmp_path: Path, start: int) -> None:
+    class Stopping(io.BytesIO):
+        def read1(self, size: int = -1) -> bytes:
+            if self.tell() > start:
+                raise KeyboardInterrupt
+            return super().read1(min(size, 2000))
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.pipe(Stopping(encoded(tmp_path, Encoding("flac"))), io.BytesIO(), FakeSeparator(1.0), vocals())
 
 
 # Out

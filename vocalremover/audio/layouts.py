@@ -4,28 +4,21 @@ from functools import lru_cache
 
 from torch import Tensor, tensor
 
-# Which channels are left and right of each other; one on its own is heard on both sides. By their number in the usual
-# order (FL FR FC LFE BL BR SL SR, less those that are missing) or, where that does not decide it, by FFmpeg's name.
-LAYOUTS: dict[str | int, tuple[tuple[int, ...], ...]] = {
-    4: ((0, 1), (2, 3)),  # quad
-    "4.0": ((0, 1), (2,), (3,)),
-    "3.1": ((0, 1), (2,), (3,)),
-    5: ((0, 1), (2,), (3, 4)),
-    "4.1": ((0, 1), (2,), (3,), (4,)),
-    6: ((0, 1), (2,), (3,), (4, 5)),  # 5.1
-    7: ((0, 1), (2,), (3,), (4,), (5, 6)),  # 6.1
-    8: ((0, 1), (2,), (3,), (4, 5), (6, 7)),  # 7.1
-}
+from vocalremover.audio.sources import LAYOUTS, speakers
 
 
 @lru_cache(maxsize=16)
 def pairs_of(channels: int, layout: str | None) -> Tensor:
-    """`[pairs, 2]`: the channel on either side of every pair; a channel on its own is on both."""
-    named = LAYOUTS.get(layout or channels, ())
-    if sum(map(len, named)) != channels:
-        in_order = tuple(tuple(range(first, min(first + 2, channels))) for first in range(0, channels, 2))
-        named = LAYOUTS.get(channels, in_order)
-    return tensor([(together[0], together[-1]) for together in named])
+    """`[pairs, 2]`: the channel on either side of every pair; a channel on its own is on both.
+
+    A left and a right loudspeaker belong together; where no name tells them, two neighbours do.
+    """
+    names = speakers(layout or LAYOUTS.get(channels, ""))
+    if len(set(names)) != channels:
+        return tensor([(first, min(first + 1, channels - 1)) for first in range(0, channels, 2)])
+    right_of = {name: right for name in names if (right := name.replace("L", "R")) != name and right in names}
+    first = [name for name in names if name not in right_of.values()]
+    return tensor([(names.index(name), names.index(right_of.get(name, name))) for name in first])
 
 
 @lru_cache(maxsize=16)

@@ -137,11 +137,24 @@ def summed(page: bytes) -> bytes:
 
 def is_ended(path: Path) -> bool:
     """Whether a file is no ogg, or one whose last page says that it is the last: false for one cut short."""
+    _, last = _ends(path)
+    return len(last) <= 5 or bool(last[5] & LAST)
+
+
+def is_chained(path: Path) -> bool:
+    """Whether a file is an ogg of several streams, one after the other: its last page is not of the first stream."""
+    first, last = _ends(path)
+    return len(last) >= 18 and first[14:18] != last[14:18]
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """The heads of an ogg's first and last page, as far as they are there; nothing for another file."""
     with open(path, "rb") as file:
-        if file.read(4) != b"OggS":
-            return True
+        first = file.read(HEADER.size)
+        if first[:4] != b"OggS":
+            return b"", b""
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LARGEST))
         tail = file.read()
     start = tail.rfind(b"OggS")
-    return start < 0 or start + 5 >= len(tail) or bool(tail[start + 5] & LAST)
+    return first, tail[start : start + HEADER.size] if start >= 0 else b""

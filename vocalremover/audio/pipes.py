@@ -21,8 +21,8 @@ STREAMABLE = ("wav", "flac", "mp3", "ogg", "opus")
 
 
 def needs_index(head: bytes) -> bool:
-    """Whether bytes that begin so may tell only at their end what they hold, as mp4 and its kind do."""
-    return head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free")
+    """Whether bytes that begin so may tell only at their end what they hold, as caf, mp4 and its kind do."""
+    return head[:4] == b"caff" or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free")
 
 
 class PipeReader(Reader):
@@ -79,10 +79,7 @@ class PipeWriter(Writer):
 
     def __enter__(self) -> "PipeWriter":
         self._out = Out(self._file)
-        try:
-            self._sink = self._open()
-        except (OSError, ValueError, RuntimeError, av.error.FFmpegError) as error:
-            raise self._translated(error) from error
+        self._start()
         return self
 
     def write(self, block: Tensor) -> None:
@@ -93,7 +90,7 @@ class PipeWriter(Writer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._out.closed_to_writing = True
+            self._thread.shutdown()
             self._sink.abort()
             return
         try:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vocalremover.audio import tags
-from vocalremover.audio.ogg import is_ended
+from vocalremover.audio.ogg import is_chained, is_ended
 from vocalremover.audio.sources import FFmpegSource, SndfileSource, is_for_sndfile, open_bytes
 from vocalremover.audio.tags import Tags
 from vocalremover.errors import AudioError
@@ -169,8 +169,9 @@ def _open(path: Path) -> SndfileSource | FFmpegSource:
         # What libsndfile cannot open, FFmpeg may.
         with suppress(soundfile.SoundFileError):
             plain = SndfileSource(path)
-    # FFmpeg decodes Opus at its own 48 kHz, names the loudspeakers and brings Vorbis' channels into the usual order.
-    if plain and plain.channels <= 2 and plain.subtype != "OPUS":
+    # FFmpeg decodes Opus at its own 48 kHz, names the loudspeakers, brings Vorbis' channels into the usual order and
+    # reads a chain of songs to its end.
+    if plain and plain.channels <= 2 and plain.subtype != "OPUS" and not is_chained(path):
         return plain
     try:
         return FFmpegSource(path)

@@ -18,6 +18,7 @@ from av.stream import Disposition
 from vocalremover.audio import tags
 from vocalremover.audio.integers import Quantiser, interleaved
 from vocalremover.audio.ogg import OggTagger
+from vocalremover.audio.sources import NAMES, speakers
 from vocalremover.audio.tags import Tags
 
 PIECE = 1 << 14
@@ -26,7 +27,7 @@ RIFF_LIMIT = 0xFFFFFFFF
 ENDLESS = RIFF_LIMIT.to_bytes(4, "little")
 INFO_NAMES = {"title": b"INAM", "artist": b"IART", "album": b"IPRD", "track": b"IPRT", "date": b"ICRD"}
 # Bits of the channel mask of WAVE_FORMAT_EXTENSIBLE, by FFmpeg's names of the loudspeakers.
-SPEAKERS = {name: 1 << bit for bit, name in enumerate("FL FR FC LFE BL BR FLC FRC BC SL SR TC TFL TFC TFR".split())}
+SPEAKERS = {name: 1 << bit for bit, name in enumerate(NAMES[: NAMES.index("TBR") + 1])}
 EXTENSIBLE_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 # Where each channel of ours goes in Vorbis I, 4.3.9, which libsndfile leaves to the caller.
 VORBIS_ORDER = {
@@ -42,21 +43,47 @@ VORBIS_KBITS = (64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 500)
 # kbit/s of a channel for libsndfile's compression levels 1 and 0.
 OPUS_KBITS = (6, 256)
 CODECS = {"flac": ("flac", "flac"), "mp3": ("libmp3lame", "mp3"), "m4a": ("aac", "mp4")}
+# The kinds of picture that each can carry as a cover, by FFmpeg's names; a cover of another kind is left out.
+COVERS = {
+    "flac": ("png", "mjpeg", "bmp", "tiff", "webp"),
+    "mp3": ("png", "mjpeg", "bmp", "gif", "tiff", "webp"),
+    "m4a": ("png", "mjpeg"),
+}
 # How samples are handed over, and what the codec is told to take: FFmpeg lays floats out anew, and changes no integer.
 FLAC_FORMATS = {"16": "s16", "24": "s32"}
 
 
 class Out:
-    """A file object for libraries written in C, which lose exceptions: keeps the first error, then writes nothing.
+    """A file object for libraries written in C, which lose exceptions: what they write waits for `check`.
 
-    This one only goes forward, as a pipe does.
+    This one only goes forward, as a pipe does, and a pipe may take nothing for long.
     """
 
     rewinds = False
+    error: BaseException | None = None
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.error: OSError | None = None
+        self._waiting: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._waiting.append(data)
+        return len(data)
+
+    def check(self) -> None:
+        """Hands on what waits. Raises what the file raises."""
+        waiting, self._waiting = self._waiting, []
+        for data in waiting:
+            self.file.write(data)
+
+
+class OutFile(Out):
+    """The same for a file on disk, which takes all at once: keeps the first exception, then writes nothing."""
+
+    rewinds = True
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
         self.closed_to_writing = False
 
     def write(self, data: bytes) -> int:
@@ -64,21 +91,14 @@ class Out:
             return len(data)
         try:
             return self.file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            self.closed_to_writing = True
+        except BaseException as error:
+            self._keep(error)
             return len(data)
 
     def check(self) -> None:
-        """Raises the error that a library has swallowed."""
+        """Raises the exception that a library has swallowed."""
         if self.error:
             raise self.error
-
-
-class OutFile(Out):
-    """The same for a file on disk."""
-
-    rewinds = True
 
     def read(self, size: int = -1) -> bytes:
         return self.file.read(size)
@@ -86,10 +106,13 @@ class OutFile(Out):
     def seek(self, offset: int, whence: int = 0) -> int:
         try:
             return self.file.seek(offset, whence)
-        except OSError as error:
-            self.error = self.error or error
-            self.closed_to_writing = True
+        except BaseException as error:
+            self._keep(error)
             return 0
+
+    def _keep(self, error: BaseException) -> None:
+        self.error = self.error or error
+        self.closed_to_writing = True
 
     def tell(self) -> int:
         return self.file.tell()
@@ -183,10 +206,7 @@ def _info_chunk(words: dict[str, str]) -> bytes:
 
 def channel_mask(layout: str) -> int:
     """The bits of a layout's loudspeakers, 0 (unknown) where FFmpeg or the wav format has no name for one."""
-    try:
-        names = [channel.name for channel in av.AudioLayout(layout).channels]
-    except ValueError:
-        return 0
+    names = speakers(layout)
     return sum(SPEAKERS[name] for name in names) if all(name in SPEAKERS for name in names) else 0
 
 
@@ -214,7 +234,7 @@ class FFmpegSink:
         if bitrate:
             self._stream.bit_rate = bitrate
         self._container.metadata.update(words.words())
-        self._start(tags.picture_stream(words.cover))
+        self._start(tags.picture_stream(words.cover, COVERS[kind]))
 
     def _start(self, picture: InputContainer | None) -> None:
         if picture is None:

@@ -4,10 +4,12 @@ Each is opened from a path and then yields `[channels, samples]` float32 arrays 
 the operating system and handed on as file descriptors, so a name may hold anything the system allows.
 """
 
+import ctypes
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +20,14 @@ from av.audio import AudioStream
 from av.audio.codeccontext import AudioCodecContext
 from av.container import InputContainer
 
+from vocalremover.audio.ogg import is_chained
+
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+# FFmpeg's names of the loudspeakers in its own order, in which a layout has them unless it is a custom one.
+NAMES = (
+    "FL FR FC LFE BL BR FLC FRC BC SL SR TC TFL TFC TFR TBL TBC TBR DL DR WL WR SDL SDR LFE2 TSL TSR BFC BFL BFR "
+    "SSL SSR TTL TTR BIL BIR"
+).split()
 # wav, RF64, W64, flac, ogg, aiff, caf, au.
 SNDFILE_BEGINNINGS = {b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd"}
 # FFmpeg's sample formats: their type and the value that is full scale; unsigned 8 bit is moved to the middle first.
@@ -56,7 +65,7 @@ class SndfileSource:
             self.channels = song.channels
             self.samples: int | None = song.frames if song.frames < UNKNOWN_COUNT else None
             self.expected = max(self.samples or 0, self._promised(song))
-        self.layout = layout_name("", self.channels)
+        self.layout = LAYOUTS[self.channels] if self.channels <= 2 else f"{self.channels} channels"
         self.problems: list[str] = []
 
     def blocks(self, block: int) -> Iterator[np.ndarray]:
@@ -76,9 +85,11 @@ class SndfileSource:
                 planes = np.ascontiguousarray(samples.T)
                 yield planes * np.float32(2**-15) if short else planes
 
-    def _open(self) -> soundfile.SoundFile:
-        # closefd: libsndfile closes the descriptor, also where it fails.
-        return soundfile.SoundFile(os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), closefd=True)
+    @contextmanager
+    def _open(self) -> Iterator[soundfile.SoundFile]:
+        # closefd: libsndfile would close the file, but on Windows not its descriptor.
+        with open_bytes(self._path) as file, soundfile.SoundFile(file.fileno(), closefd=False) as song:
+            yield song
 
     def _promised(self, song: soundfile.SoundFile) -> int:
         # libsndfile believes the size of a wav file over its header; only its log tells what the header said.
@@ -143,8 +154,6 @@ class FFmpegSource:
         with open_bytes(path) as file, self._open(file) as container:
             stream = self._stream(container)
             self.kind = container.format.name
-            if stream.codec_context is None:
-                raise ValueError("its sound is locked or of an unknown codec")
             first = next(self._frames(container, stream), None)
             self._learn(first or stream.codec_context)
         self.samples = self._count()
@@ -199,7 +208,15 @@ class FFmpegSource:
     def _stream(self, container: InputContainer) -> AudioStream:
         if not container.streams.audio:
             raise LookupError("it holds no sound track")
-        return container.streams.best("audio") or container.streams.audio[0]
+        stream = container.streams.best("audio") or container.streams.audio[0]
+        if stream.codec_context is None:
+            raise ValueError("its sound is locked or of an unknown codec")
+        layout = stream.codec_context.layout
+        if is_custom(layout.name):
+            # PyAV (18.1) would free its list of loudspeakers twice, which ends the process; so it is never freed here.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+            raise ValueError("its loudspeakers lie in an order that cannot be read")
+        return stream
 
     def _frames(self, container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
         self.problems: list[str] = []
@@ -234,7 +251,8 @@ class FFmpegSource:
                 # FFmpeg's duration is a guess from the bitrate; the packets are counted without decoding them.
                 ticks = sum(packet.duration or 0 for packet in container.demux(stream))
                 return round(ticks * stream.time_base * self.rate)
-            if self.kind not in COUNTED:
+            # In a chain of songs the duration is the last one's.
+            if self.kind not in COUNTED or is_chained(self._path):
                 return None
             if stream.codec_context.name in ("opus", "libopus"):
                 # The last page counts the pre-skip (RFC 7845, 4.2), which the decoder leaves out.
@@ -259,10 +277,28 @@ class FFmpegSource:
 
 
 def layout_name(name: str, channels: int) -> str:
-    """FFmpeg's name of the loudspeakers, or the usual one for that many channels where the file does not say."""
-    if name and not name.endswith("channels"):
+    """FFmpeg's name of the loudspeakers, or the usual one for that many channels where the file does not say.
+
+    One or two channels have the usual one whatever the file says: no format has a place for another.
+    """
+    if channels > 2 and name and not name.endswith("channels"):
         return name
     return LAYOUTS.get(channels, f"{channels} channels")
+
+
+def is_custom(name: str) -> bool:
+    """Whether a layout by this name of FFmpeg's has its loudspeakers in another order than FFmpeg's own."""
+    listed = re.fullmatch(r"\d+ channels \((.+)\)", name)
+    places = [NAMES.index(each) if each in NAMES else -1 for each in listed[1].split("+")] if listed else []
+    return any(later <= earlier for earlier, later in pairwise([-1, *places]))
+
+
+def speakers(layout: str) -> list[str]:
+    """FFmpeg's name of each channel's loudspeaker; none where it does not know the layout."""
+    try:
+        return [channel.name for channel in av.AudioLayout(layout).channels]
+    except ValueError:
+        return []
 
 
 def is_for_sndfile(path: Path) -> bool:

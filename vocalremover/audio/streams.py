@@ -24,13 +24,23 @@ class OneWay:
         while len(self.head) < HEAD and (more := self._read(HEAD - len(self.head))):
             self.head += more
         self._ahead = self.head
+        self._error: BaseException | None = None
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """At most `size` bytes; none at the end, and none after an exception, which FFmpeg would lose."""
         if not self._ahead:
-            return self._read(size)
+            try:
+                return b"" if self._error else self._read(size)
+            except BaseException as error:
+                self._error = error
+                return b""
         ahead, self._ahead = (self._ahead, b"") if size < 0 else (self._ahead[:size], self._ahead[size:])
         return ahead
+
+    def check(self) -> None:
+        """Raises the exception that `read` has kept."""
+        if self._error:
+            raise self._error
 
 
 class FFmpegStream(FFmpegSource):
@@ -38,22 +48,30 @@ class FFmpegStream(FFmpegSource):
 
     def __init__(self, file: OneWay) -> None:
         """Raises what FFmpegSource raises."""
-        self._container = self._open(file)
+        self._file = file
+        try:
+            self._begin()
+        finally:
+            file.check()
+
+    def _begin(self) -> None:
+        self._container = self._open(self._file)
         stream = self._stream(self._container)
         self.kind = self._container.format.name
-        if stream.codec_context is None:
-            raise ValueError("its sound is locked or of an unknown codec")
         self.tags = tags.from_container(self._container, cover=False)
         frames = self._frames(self._container, stream)
         first = next(frames, None)
         self._learn(first or stream.codec_context)
         self._coming = chain([first] if first else [], frames)
         told = stream.duration * stream.time_base if self.kind == "flac" and stream.duration else 0
-        self.expected = round(told * self.rate) or _promised(file.head, stream.codec_context.name)
+        self.expected = round(told * self.rate) or _promised(self._file.head, stream.codec_context.name)
 
     def blocks(self, block: int) -> Iterator[np.ndarray]:
         """Decodes what has not been decoded yet."""
-        yield from self._cut(self._coming, block)
+        for samples in self._cut(self._coming, block):
+            self._file.check()
+            yield samples
+        self._file.check()
         self._container.close()
 
 

@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import io
 import struct
+from collections.abc import Container
 from dataclasses import dataclass
 
 import av
@@ -86,15 +87,16 @@ def _cover(container: InputContainer) -> tuple[bytes | None, str | None]:
     return None, None
 
 
-def picture_stream(cover: bytes | None) -> InputContainer | None:
-    """Opens the cover as a container of one picture, from which a muxer can copy; None where it is not a picture."""
+def picture_stream(cover: bytes | None, kinds: Container[str]) -> InputContainer | None:
+    """Opens the cover as a container of one picture, from which a muxer can copy; None where it is not of `kinds`."""
     if not cover:
         return None
     try:
         container = av.open(io.BytesIO(cover))
     except av.error.FFmpegError:
         return None
-    return container if container.streams.video and container.streams.video[0].width else None
+    known = any(stream.width and stream.codec_context.name in kinds for stream in container.streams.video[:1])
+    return container if known else None
 
 
 def comments(tags: Tags) -> dict[str, str]:

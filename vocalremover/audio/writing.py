@@ -7,6 +7,8 @@ is written appears under its name only when it is whole: until then it is a hidd
 import errno
 import os
 import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 AAC_RATES = (7350, *MP3_RATES, 64000, 88200, 96000)
 # The layouts of Vorbis I, 4.3.9, which opus has too, and what may be called so without moving a loudspeaker.
 XIPH_LAYOUTS = {name: name for name in LAYOUTS.values()} | {"5.0(side)": "5.0", "5.1(side)": "5.1"}
+# Others come back from FFmpeg's AAC encoder with loudspeakers moved or called otherwise.
+AAC_LAYOUTS = XIPH_LAYOUTS | {name: name for name in ("2.1", "3.0(back)", "4.0")}
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ FORMATS = {
     "mp3": Format(".mp3", 2, bitrate=160_000, rates=MP3_RATES),
     "ogg": Format(".ogg", 8, bitrate=112_000, rates=(8000, 200_000), layouts=XIPH_LAYOUTS),
     "opus": Format(".opus", 8, bitrate=96_000, layouts=XIPH_LAYOUTS),
-    "m4a": Format(".m4a", 8, bitrate=128_000, rates=AAC_RATES),
+    "m4a": Format(".m4a", 8, bitrate=128_000, rates=AAC_RATES, layouts=AAC_LAYOUTS),
 }
 REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -146,10 +150,10 @@ class Writer:
             raise self._failure(error) from error
         self._out = OutFile(file)
         try:
-            self._sink = self._open()
-        except BaseException as error:
+            self._start()
+        except BaseException:
             self._discard()
-            raise self._translated(error) from error
+            raise
         return self
 
     def write(self, block: Tensor) -> None:
@@ -165,7 +169,7 @@ class Writer:
             raise AudioError(f"{self.path}: the samples to be written are not all numbers (NaN or infinite).")
         self.peak = max(self.peak, peak)
         try:
-            self._sink.write((self._resampler.push(block) if self._resampler else block).numpy())
+            self._aside(self._sink.write, (self._resampler.push(block) if self._resampler else block).numpy())
             self._out.check()
         except (OSError, RuntimeError) as error:
             raise self._translated(error) from error
@@ -187,10 +191,24 @@ class Writer:
             raise self._translated(failure) from failure
         _sync_folder(self.path.parent)
 
+    def _start(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        try:
+            self._sink = self._aside(self._open)
+            self._out.check()
+        except BaseException as error:
+            self._thread.shutdown()
+            raise self._translated(error) from error
+
+    def _aside(self, call: Callable, *arguments: object) -> object:
+        """Calls the encoder in a thread of its own: what a signal raises in the main thread, its callbacks lose."""
+        return self._thread.submit(call, *arguments).result()
+
     def _finish(self) -> None:
         if self._resampler:
-            self._sink.write(self._resampler.finish().numpy())
-        self._sink.finish()
+            self._aside(self._sink.write, self._resampler.finish().numpy())
+        self._aside(self._sink.finish)
+        self._thread.shutdown()
         self._out.check()
 
     def _check(self, layout: str | None) -> str:
@@ -237,6 +255,7 @@ class Writer:
     def _abort(self) -> None:
         # The encoders flush when they are closed; that must go nowhere.
         self._out.closed_to_writing = True
+        self._thread.shutdown()
         self._sink.abort()
         self._discard()
 
@@ -248,8 +267,7 @@ class Writer:
 
     def _translated(self, error: BaseException) -> BaseException:
         """An error of the system or an encoder as one of ours; ^C and the like as they are."""
-        if self._out.error:
-            return self._failure(self._out.error)
+        error = self._out.error or error
         if isinstance(error, av.error.FFmpegError | soundfile.SoundFileError | ValueError):
             return AudioError(f"{self.path}: the {self.encoding.format} encoder refused this song: {error}")
         return self._failure(error) if isinstance(error, OSError) else error

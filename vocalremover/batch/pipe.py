@@ -1,4 +1,4 @@
-"""One song without a name: a stream of bytes in, one of its stems streamed out.
+"""One song, from a stream of bytes or a file, and one of its stems streamed out.
 
 A model that needs no first look at the song works on it as it comes, in memory that does not depend on its length. Any
 other has to hear the song's end before it can begin: the bytes wait in a temporary file.
@@ -25,13 +25,13 @@ SPOOL_BLOCK = 1 << 20
 
 
 def pipe(
-    source: BinaryIO, sink: BinaryIO, separator: Separator, settings: Settings, progress: Progress = silent
+    source: BinaryIO | str | Path, sink: BinaryIO, separator: Separator, settings: Settings, progress: Progress = silent
 ) -> Result:
     """Separates the song that `source` gives, up to its end, and writes the one stem of `settings` into `sink`.
 
-    Neither needs to be able to seek. What is ready is flushed at once. Of the settings only the stem, the encoding and
-    `clip` count. Where the separator measures songs, and for an mp4, whose end may tell how to read it, the bytes are
-    first copied into a temporary folder (TMPDIR).
+    The source is a file object or a path; no file object needs to be able to seek. What is ready is flushed at once. Of
+    the settings only the stem, the encoding and `clip` count. Where the separator measures songs, and for a caf or mp4,
+    whose end may tell how to read it, the bytes of a file object are first copied into a temporary folder (TMPDIR).
     Raises UsageError for settings that no stream can follow, AudioError where the song cannot be read or the stem not
     be written, and BrokenPipeError where nobody reads it any more.
     """
@@ -41,12 +41,11 @@ def pipe(
     settings.check(separator.stems)
     if settings.clip == "rescale":
         raise UsageError("--clip rescale needs the whole song before the first sample: choose none or clamp")
-    job = Job(Path("-"), {stem: Path("-")})
+    named = isinstance(source, str | Path)
+    job = Job(Path(source) if named else Path("-"), {stem: Path("-")})
     began, told, samples, peak = perf_counter(), len(separator.warnings), 0, 0.0
     with ExitStack() as stack:
-        song = OneWay(source)
-        spools = song.head and (separator.measures or needs_index(song.head))
-        reader = stack.enter_context(_spooled(song, stack) if spools else PipeReader(song))
+        reader = stack.enter_context(Reader(source) if named else _streamed(OneWay(source), separator, stack))
         tags = reader.tags.for_stem(stem)
         writer = PipeWriter(sink, reader.rate, reader.channels, settings.encoding, tags, reader.layout)
         stack.enter_context(writer)
@@ -60,13 +59,18 @@ def pipe(
     )
 
 
+def _streamed(song: OneWay, separator: Separator, stack: ExitStack) -> Reader:
+    spools = song.head and (separator.measures or needs_index(song.head))
+    return _spooled(song, stack) if spools else PipeReader(song)
+
+
 def _spooled(song: OneWay, stack: ExitStack) -> Reader:
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="vocalremover-")))
     try:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="vocalremover-")))
         with open(folder / "song", "wb") as spool:
             shutil.copyfileobj(song, spool, SPOOL_BLOCK)
     except OSError as error:
-        raise AudioError(f"{folder}: standard input cannot be kept there: {error.strerror}") from error
+        raise AudioError(f"standard input cannot be kept in a temporary folder: {error.strerror}") from error
     try:
         return Reader(folder / "song")
     except AudioError as error:

@@ -6,8 +6,8 @@ import gc
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,7 +109,7 @@ def stream(run: Run, separator: Separator | Ensemble, settings: Settings) -> Non
 
     (song,) = run.inputs
     with ExitStack() as stack:
-        source = sys.stdin.buffer if song == STREAM else stack.enter_context(_opened(Path(song)))
+        source = sys.stdin.buffer if song == STREAM else Path(song)
         job = batch.Job(Path(song), {})
         screen = stack.enter_context(Screen(run.telling.verbosity, [job]))
         settings = replace(settings, out=None, stems=separator.stems)
@@ -143,7 +143,7 @@ def preview(run: Run, jobs: Sequence[Job], settings: Settings, describe: Descrip
 
 def work(
     run: Run, jobs: Sequence[Job], about: Description, describe: Description,
-    results: Callable[[Progress], Iterable[Result]], settings: Settings, passes: int = 1,
+    results: Callable[[Progress], Generator[Result, None, None]], settings: Settings, passes: int = 1,
 ) -> int:  # fmt: skip
     """Does the jobs, whose results come from `results`, and tells of them; the exit code.
 
@@ -163,7 +163,8 @@ def work(
         summary = Summary()
         screen = Screen(telling.verbosity, jobs, about if telling.as_json else None, passes)
         stack.enter_context(screen)
-        for result in _closed(results(screen.progress)):
+        # Whatever ends the loop ends the work, too.
+        for result in stack.enter_context(closing(results(screen.progress))):
             screen.result(result)
             summary.add(result)
             failed = failed or result.state == "failed"
@@ -185,25 +186,6 @@ def introduce(names: Iterable[str], device: str, separators: Sequence[Separator 
         say(f"warning: {warning}", verbosity)
     for name in names:
         say(f"weights: {checkpoint.find(name)}", verbosity - 1)
-
-
-def _opened(song: Path) -> object:
-    from vocalremover.errors import AudioError
-
-    try:
-        return song.open("rb")
-    except OSError as error:
-        raise AudioError(f"{song}: cannot be opened: {error.strerror}.") from error
-
-
-def _closed(results: Iterable[Result]) -> Iterator[Result]:
-    """The results; whatever ends the loop ends the work, too."""
-    try:
-        yield from results
-    finally:
-        close = getattr(results, "close", None)
-        if close:
-            close()
 
 
 def _shown(settings: Settings, description: Mapping[str, object]) -> dict[str, object]:

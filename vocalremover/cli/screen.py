@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from vocalremover.cli import output
 from vocalremover.cli.output import emit, printable, say, shorten
@@ -80,7 +80,7 @@ class Screen:
         self._finished, self._failed, self._weight, self._duration = 0, 0, 0.0, 0.0
         self._started = self._told = perf_counter()
         self._lock = Lock()
-        drawn = verbosity >= 0 and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        drawn = verbosity >= 0 and _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
         self._live = _live(self._table) if drawn else None
 
     def __enter__(self) -> Screen:
@@ -108,7 +108,7 @@ class Screen:
             # What was left out took no time, and says nothing about the rest.
             self._weight += weight * (result.state == "done")
             self._duration += result.duration * (result.state == "done")
-        if self._live and (self.verbosity > 0 or result.state != "skipped" or sys.stdout.isatty()):
+        if self._live and (self.verbosity > 0 or result.state != "skipped" or _is_terminal(sys.stdout)):
             self._live.stop()
             self._tell(result)
             self._live = _live(self._table)  # a stopped one would draw over what was told
@@ -242,6 +242,11 @@ def _live(table: Callable[[int], Table]) -> Live:
         get_renderable=lambda: table(console.width), console=console, refresh_per_second=5, transient=True,
         redirect_stdout=False, redirect_stderr=True,
     )  # fmt: skip
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody watches; a stream that was closed from the start is None."""
+    return stream is not None and stream.isatty()
 
 
 def _title(job: Job) -> str:
