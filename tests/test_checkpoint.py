@@ -1,8 +1,12 @@
 """A checkpoint gives back what went into it, whatever its name and wrapping, and nothing else ever gets in."""
 
+import codecs
 import json
 import os
 import stat
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,20 +200,20 @@ def test_foreign_tensors(tmp_path: Path) -> None:
     assert "no tensors" in refused(tmp_path / "list.pth")
 
 
-class Payload:
-    """Pickles into a call of os.system."""
+class Call:
+    """Pickles into a call of a function."""
 
-    def __init__(self, command: str) -> None:
-        self.command = command
+    def __init__(self, function: Callable, *words: object) -> None:
+        self.function, self.words = function, words
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (self.command,)
+    def __reduce__(self) -> tuple[Callable, tuple[object, ...]]:
+        return self.function, self.words
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 def test_code_in_a_checkpoint_never_runs(tmp_path: Path, state: dict[str, Tensor], zipped: bool) -> None:
     proof, path = tmp_path / "ran", tmp_path / "model.pth"
-    torch.save({"state": state, "hook": Payload(f"touch {proof}")}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"state": state, "hook": Call(os.system, f"touch {proof}")}, path, _use_new_zipfile_serialization=zipped)
     assert "refused" in refused(path)
     assert not proof.exists()
     # the payload is real: an unsafe load would have run it
@@ -237,14 +241,44 @@ def test_other_files(tmp_path: Path, content: bytes) -> None:
 
 
 def test_few_bytes_cannot_claim_much_memory(tmp_path: Path, state: dict[str, Tensor]) -> None:
-    """A stride of zero repeats one number 10^12 times; one storage may stand behind many names; zip can compress."""
+    """A stride of zero repeats one number 10^12 times, and none is there as often; many names may share one storage."""
     torch.save({"out.weight": torch.ones(1).expand(10**12)}, tmp_path / "stride.pth")
     assert "ordinary" in refused(tmp_path / "stride.pth")
     shared = torch.zeros(10_000)
     torch.save({f"tensor{number}": shared for number in range(100)}, tmp_path / "shared.pth")
     assert "larger than the file" in refused(tmp_path / "shared.pth")
     torch.save({"out.weight": torch.ones(3).to_sparse()}, tmp_path / "sparse.pth")
-    assert "ordinary" in refused(tmp_path / "sparse.pth")
+    assert "refused" in refused(tmp_path / "sparse.pth")
+    torch.save({"out.weight": torch.empty(0, 10**12)}, tmp_path / "none.pth")
+    assert "larger than the file" in refused(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_compressed_archives(tmp_path: Path, name: str) -> None:
+    torch.save({"out.weight": torch.zeros(10_000)}, tmp_path / "plain")
+    with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as z:
+        for entry in plain.namelist():
+            z.writestr(entry, plain.read(entry))
+    assert "compressed" in refused(tmp_path / name)
+
+
+GREEDY = {
+    "zeros": (Call(bytearray, 10**3), "bytearray: refused"),
+    "twice as many": (Call(codecs.encode, Call(codecs.encode, "x", "latin-1"), "hex"), "encode: refused"),
+    "repeated": (Call(OrderedDict, torch.ones(1, 2).expand(10**3, 2)), "damaged"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+@pytest.mark.parametrize(("call", "sentence"), GREEDY.values(), ids=GREEDY)
+def test_a_pickle_calls_nothing_that_takes_much_memory(
+    tmp_path: Path, call: Call, sentence: str, zipped: bool
+) -> None:
+    """PyTorch itself would allow all of them, with any number in place of 1000."""
+    path = tmp_path / "model.pth"
+    torch.save({"weight": torch.ones(3), "more": call}, path, _use_new_zipfile_serialization=zipped)
+    assert sentence in refused(path)
+    assert "weight" in torch.load(path, weights_only=True)
 
 
 def test_integers_are_no_weights(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -280,6 +314,10 @@ HOSTILE = {
     "long": {"note": "x" * 2000},
     "aliases": {"aliases": [1]},
     "window length": {"stft": {"win_length": "long"}},
+    "bins": {"stft": {"n_fft": 128, "hop": 32}},
+    "recurrent": {"recurrent": True},
+    "wide": {"chunking": {"size": 2**14 + 1}},
+    "padding": {"chunking": {"context": 2**14 + 1}},
 }
 
 
@@ -415,6 +453,17 @@ def test_roformers_in_both_layouts_with_and_without_a_yaml(tmp_path: Path, rofor
     assert told.warnings == () and told.args | {"stft_hop_length": 0} == guessed.args | {"stft_hop_length": 0}
     for key, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], tensor) and torch.equal(again.state_dict()[key], tensor), key
+
+
+def test_a_description_of_endless_frames(tmp_path: Path) -> None:
+    """A window of 128 samples at every sample; 2 of them a hop are the least that is believed."""
+    network, args = ROFORMERS["bs_msst"]
+    state = NETWORKS[network](**args).state_dict()
+    for hop in (1, 2):
+        told = {"network": network, "args": {"stft_hop_length": hop}, "stft": {"hop": hop}}
+        save_file(state, tmp_path / f"{hop}.safetensors", metadata={"vocalremover": json.dumps(told)})
+    assert "hop" in refused(tmp_path / "1.safetensors")
+    assert checkpoint.load(tmp_path / "2.safetensors")[0].stft.hop == 2
 
 
 @pytest.mark.parametrize("yaml", ["x.1.yaml", "x.1.yml", "config_x.1.yaml", "x.1_config.yaml", "x.1.ckpt.yaml"])

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from vocalremover.chunks import Chunking
-from vocalremover.devices import choose_device, choose_devices, choose_precision, fetch, send
+from vocalremover.devices import (
+    choose_device,
+    choose_devices,
+    choose_precision,
+    exactly,
+    fetch,
+    lacks_memory,
+    memory_permitting,
+    send,
+)
 from vocalremover.errors import DeviceError, UsageError
 from vocalremover.separate.runner import Runner
 
@@ -26,7 +35,7 @@ def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
-    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cuda:1") == choose_device("cuda:01") == torch.device("cuda:1")
     with pytest.raises(DeviceError, match="cuda:0 to cuda:1"):
         choose_device("cuda:7")
 
@@ -117,3 +126,39 @@ def test_single_precision_is_single(name: str) -> None:
     found = Runner(conv.float().to(name), torch.device(name)).once(inputs)
     assert (found - exact).abs().max() < 5e-6 * exact.abs().max()
     assert torch.backends.cudnn.allow_tf32 == allowed
+
+
+def test_single_precision_lasts_until_the_last_thread_leaves() -> None:
+    """Each GPU has its thread, and the setting is the process's: whoever leaves first must not change it back."""
+    first, second = (exactly(torch.device("cuda", number)) for number in range(2))
+    allowed = torch.backends.cudnn.allow_tf32
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.cudnn.allow_tf32
+    second.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32 == allowed
+
+
+SHORT = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    RuntimeError("Invalid buffer size: 20.00 GB"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORT)
+def test_a_lack_of_memory(error: Exception) -> None:
+    assert lacks_memory(error)
+    with memory_permitting():
+        raise error
+
+
+@pytest.mark.parametrize("words", ["CUDA error: an illegal memory access was encountered", "unsupported memory format"])
+def test_no_lack_of_memory(words: str) -> None:
+    assert not lacks_memory(RuntimeError(words))
+    with pytest.raises(RuntimeError, match=words), memory_permitting():
+        raise RuntimeError(words)

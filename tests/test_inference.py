@@ -127,6 +127,14 @@ def test_crops_of_the_original(device: torch.device) -> None:
     assert all(each.chunking.equal and not each.shift for each in passes)
 
 
+@pytest.mark.parametrize("name", ["primer", "primer_pre", "resnet"])
+def test_crops_wider_than_the_positions(name: str) -> None:
+    spec = MODELS[name]
+    with pytest.raises(UsageError, match=f"positions for {spec.most_frames} frames"):
+        choose_passes(spec, spec.chunking, Inference(crops=ORIGINAL_TTA))
+    assert len(choose_passes(spec, spec.chunking, Inference(crops=((128, 192), (512, 0))))) == 2
+
+
 def test_several_crops_are_the_mean_of_each() -> None:
     song = noise(2, 9001)
 

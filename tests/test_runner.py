@@ -4,7 +4,11 @@ What needs a GPU has a stand-in here: recordings are functions called again, str
 the true thing where there is one.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +97,31 @@ def test_what_cannot_be_recorded_runs_as_it_comes(error: RuntimeError) -> None:
     assert len(ours.warnings) == 1 and "without CUDA graphs" in ours.warnings[0]
 
 
+def test_one_thread_records_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch allows one recording in a process, whatever the device."""
+    entered: list[str] = []
+
+    @contextmanager
+    def graph(*words: object, **keywords: object) -> Iterator[None]:
+        entered.append("recording")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    other = Thread(target=lambda: devices.record(lambda: torch.ones(1), None))
+
+    def work() -> Tensor:
+        other.start()
+        other.join(0.1)
+        assert len(entered) == 1
+        return torch.ones(1)
+
+    devices.record(work, None)
+    other.join()
+    assert len(entered) == 2
+
+
 def test_nothing_is_recorded_where_memory_is_short() -> None:
     graphs = Graphs(Counted(), CPU, lambda work, pool: pytest.fail("it was recorded"), lambda device: False)
     for seed in range(4):
@@ -163,6 +192,20 @@ def test_blocks_of_one_shape_are_compiled_once() -> None:
             assert torch.equal(regions(x), network(x))
     assert regions.trouble is None
     assert len(compiled) == 1
+
+
+def test_a_lack_of_memory_is_no_lack_of_a_compiler() -> None:
+    def compiler(forward: Callable) -> Callable:
+        def fail(*words: object) -> Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        return fail
+
+    network = Blocks().eval()
+    regions = Regions(network, network, compiler)
+    with pytest.raises(RuntimeError, match="allocate"):
+        regions(torch.randn(2, 12, 16))
+    assert regions.trouble is None
 
 
 def test_without_a_compiler_blocks_run_as_they_are() -> None:
@@ -250,6 +293,29 @@ def test_out_of_memory_under_way() -> None:
         for (_, answer), (_, content) in zip(ours.stream(batches, CHUNKING), batches, strict=True):
             assert torch.equal(answer, content.sin())
         assert ours.batch == {4: 4, 3: 2, 1: 1}[most]
+
+
+def test_out_of_memory_on_a_cpu() -> None:
+    """It says so in words only; what the failed try held is free by the next, and no other error is taken for it."""
+    held: list[weakref.ref] = []
+
+    def hungry(x: Tensor) -> Tensor:
+        assert not any(one() is not None for one in held)
+        answer = x.sin()
+        if len(x) > 1:
+            held.append(weakref.ref(answer))
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return answer
+
+    ours = Runner(Counted(hungry), CPU, batch=4)
+    assert torch.equal(ours(windows(4), CHUNKING), windows(4).sin())
+    assert ours.batch == 1 and len(ours.warnings) == len(held) == 2
+
+    def broken(x: Tensor) -> Tensor:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        Runner(Counted(broken), CPU, batch=4)(windows(4), CHUNKING)
 
 
 def test_overflow_under_way_is_mended_in_its_own_window() -> None:

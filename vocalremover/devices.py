@@ -1,8 +1,9 @@
 """Names in, devices out: what PyTorch can compute on here, in which precision; and how blocks get there and back."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -11,6 +12,13 @@ from vocalremover.errors import DeviceError, UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALF_CAPABILITY = (7, 0)  # the first generation of NVIDIA GPUs that is faster in half than in single precision
+SHORTAGES = ("out of memory", "enough memory", "allocate memory", "invalid buffer size")
+"""What PyTorch says where memory is missing: of GPUs, of CPUs (on Windows, elsewhere), of one block on Apple's GPUs."""
+RECORDING = Lock()
+"""Held while a CUDA graph is recorded, which PyTorch allows one thread at a time, and while memory is given back."""
+
+_allowed: list[bool] = []  # what `exactly` found each time it was entered and not left yet
+_changing = Lock()
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,7 +41,7 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"{name} is not there: this machine's GPUs are cuda:0 to cuda:{last}")
     if name == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("mps is not there: it needs a Mac with Apple's own chip; choose --device cpu or auto")
-    return torch.device(name)
+    return torch.device("cuda", int(number)) if colon else torch.device(name)
 
 
 def choose_devices(names: str | Iterable[str]) -> list[torch.device]:
@@ -72,14 +80,41 @@ def choose_precision(name: str, device: torch.device, delicate: bool = False) ->
     return "fp32"
 
 
-def exactly(device: torch.device) -> AbstractContextManager:
-    """In which float32 is float32: elsewhere cuDNN rounds what goes into a convolution to the 11 bits of TF32."""
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """In which float32 is float32: elsewhere cuDNN rounds what goes into a convolution to the 11 bits of TF32.
+
+    The setting is the whole process's, where a thread for each GPU may be inside: the last to leave puts it back.
+    """
     if device.type != "cuda":
-        return nullcontext()
+        yield
+        return
     cudnn = torch.backends.cudnn
-    return cudnn.flags(
-        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
-    )
+    with _changing:
+        _allowed.append(cudnn.allow_tf32)
+        cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        with _changing:
+            cudnn.allow_tf32 = _allowed.pop()  # whoever leaves: all but the first found it forbidden
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory is what was missing; PyTorch says so in words only, but for CUDA."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return any(words in str(error).lower() for words in SHORTAGES)
+
+
+@contextmanager
+def memory_permitting() -> Iterator[None]:
+    """What is done inside ends where memory runs out, and what comes after goes on; other errors pass."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
 
 
 @lru_cache
@@ -164,7 +199,7 @@ def record(work: Callable[[], Tensor], pool: object) -> tuple[Callable[[], None]
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.current_stream()
     # Other threads may ask the driver for memory meanwhile: that concerns this recording only in its own thread.
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+    with RECORDING, torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         answer = work()
     return graph.replay, answer
 

@@ -12,21 +12,22 @@ from torch import Tensor, nn
 from vocalremover import machine
 from vocalremover.bench.plan import Setting
 from vocalremover.bench.stages import drain, timed
+from vocalremover.devices import lacks_memory
 from vocalremover.errors import VocalRemoverError
 from vocalremover.models import ModelSpec
 from vocalremover.separate import Inference, Separator
 
 AUDIBLE = 40.0  # dB: what a precision may change; a model's own errors are 30 dB louder
 SLOW = 2.0  # times the best: such a setting is run once
-STATES = ("ok", "out of memory", "failed", "left out")
 
 
 @dataclass(frozen=True)
 class Trial:
     """How a setting did. seconds: the median over `runs` for `song` seconds of song. note: what else is to be said.
 
-    host_bytes: the largest resident set meanwhile, of the whole program; device_bytes: the most that a GPU held. sdr:
-    in dB against single precision, None where it is the same. spread: the longest run's excess over the shortest.
+    state: "ok", "out of memory", "failed" or "left out". host_bytes: the largest resident set meanwhile, of the whole
+    program; device_bytes: the most that a GPU held. sdr: in dB against single precision, None where it is the same.
+    spread: the longest run's excess over the shortest.
     """
 
     setting: Setting
@@ -151,11 +152,6 @@ def _seconds(
     while len(seconds) < runs and (not seconds or has_time(seconds[-1])):
         seconds.append(timed(lambda: drain(stand.stream(separator, windows)), stand.device))
     return seconds, windows
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether memory is what was missing; PyTorch says so in words only, but for CUDA."""
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "memory" in str(error).lower()
 
 
 def held(device: torch.device) -> int | None:

@@ -30,6 +30,8 @@ SENSIBLE = {
     "multiple": range(1, 1 << 24),
 }
 """What a description may say in these fields."""
+MOST_FRAMES = 1 << 14  # of a crop or its padding, four times the widest of the family
+MOST_HOPS = 64  # in a frame of an STFT; the family has 2, RoFormers have 4 and 5
 LARGEST = 1 << 16  # of a number in a yaml
 UNSTORED = ("warnings", "read_digest")
 """Fields of a recipe that no file carries."""
@@ -210,8 +212,15 @@ def _check_against(found: ModelSpec, record: dict[str, Any], known: dict[str, An
     for key in ("domain", "reads"):
         if record[key] != known[key]:
             raise ModelError(f"says that its {key} is {printable(record[key])}, but that of {found.network} is not")
+    if record["recurrent"] != known["recurrent"]:
+        raise ModelError(f"is wrong about whether {found.network} passes its output from crop to crop")
     if record["domain"] == "spectrogram" and record["target"] not in ("instrumental", "vocals"):
         raise ModelError(f"carries a description whose target makes no sense for a mask: {record['target']}")
+    if record["stft"]["hop"] * MOST_HOPS < record["stft"]["n_fft"]:
+        raise ModelError(f"carries a description whose hop makes no sense: {record['stft']['hop']}")
+    widest = max(record["chunking"]["size"], record["chunking"]["context"])
+    if record["domain"] == "spectrogram" and widest > MOST_FRAMES:
+        raise ModelError(f"carries a description whose crops make no sense: {widest} frames")
     if args.get("num_stems", 1) > 1 and len(record["instruments"]) != args["num_stems"]:
         raise ModelError(f"describes {len(record['instruments'])} stems but holds {args['num_stems']}")
     for key, value in args.items():
@@ -221,7 +230,7 @@ def _check_against(found: ModelSpec, record: dict[str, Any], known: dict[str, An
             raise ModelError(f"describes an argument that its tensors do not bear out: {printable(key)}")
     if args != known["args"] and not bears_out(shapes, found.network, args):
         raise ModelError(f"describes another {found.network} than the one it holds")
-    for key, argument in (("n_fft", "stft_n_fft"), ("hop", "stft_hop_length")):
+    for key, argument in (("n_fft", "n_fft"), ("n_fft", "stft_n_fft"), ("hop", "stft_hop_length")):
         if record["stft"][key] != args.get(argument, record["stft"][key]):
             raise ModelError(f"describes an STFT whose {key} is not that of its network")
 

@@ -1,24 +1,30 @@
 """Files of weights from anywhere in, dictionaries of tensors out.
 
-Nothing in a file is believed: no code of it runs (`weights_only=True`, always), and no tensor or archive may claim to
-be larger than the file. PyTorch files (zip or older) and safetensors are told apart by their content, not by their
-name.
+Nothing in a file is believed: no code of it runs (`weights_only=True`, always), its pickles call little but what makes
+tensors, and no tensor or archive may claim to be larger than the file. PyTorch files (zip or older) and safetensors are
+told apart by their content, not by their name.
 """
 
 import os
+import pickletools
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from vocalremover.errors import ModelError
 
 # Averaged weights come first: where a training run kept both, they are the better ones.
 WRAPPERS = ("ema", "ema_state_dict", "model_ema", "state", "state_dict", "model_state_dict", "model", "generator")
 PREFIXES = ("ema_model.", "module.", "model.", "network.")
+CALLS = {"OrderedDict", "Counter", "device", "Size", "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"}
+"""What a pickle may call, besides naming storages and dtypes. PyTorch lets it call more, such as bytearray(10**12)."""
 
 
 def read(path: Path) -> tuple[list[dict[str, Tensor]], str | None]:
@@ -33,13 +39,12 @@ def read(path: Path) -> tuple[list[dict[str, Tensor]], str | None]:
             with safe_open(path, framework="pt", device="cpu") as opened:
                 tree = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
                 description = (opened.metadata() or {}).get("vocalremover")
-        elif head[:4] == b"PK\x03\x04" and path.suffix != ".safetensors":
-            _check_archive(path, size)
-            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        elif head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        elif (zipped := head[:4] == b"PK\x03\x04") or head[:1] == b"\x80":
+            (_check_archive if zipped else _check_pickles)(path, size)
             # The pickles of PyTorch before 1.6 cannot be mapped; and torch itself believes in the suffix .safetensors.
-            with open(path, "rb") as stream:
-                tree = torch.load(stream, map_location="cpu", weights_only=True)
+            mapped = zipped and path.suffix != ".safetensors"
+            with _Whole(), open(path, "rb") as stream:
+                tree = torch.load(path if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
         else:
             raise ModelError(f"{path} is not a checkpoint, or only the beginning of one")
     except ModelError:
@@ -62,8 +67,40 @@ def _check_archive(path: Path, size: int) -> None:
     """Refuses archives that would unpack to more than the file; PyTorch itself never compresses."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
-        raise ModelError(f"{path} is a compressed archive, not a checkpoint")
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > size:
+            raise ModelError(f"{path} is a compressed archive, not a checkpoint")
+        for entry in entries:
+            if entry.filename.lower().endswith("data.pkl"):  # PyTorch finds it in capitals, too
+                with archive.open(entry) as pickle:
+                    _check_calls(path, pickle)
+
+
+def _check_pickles(path: Path, size: int) -> None:
+    """Checks what comes before the numbers in a file of PyTorch before 1.6."""
+    with open(path, "rb") as stream:
+        for _ in ("magic number", "version", "system", "tensors", "keys of the storages"):
+            _check_calls(path, stream)
+
+
+def _check_calls(path: Path, pickle: IO[bytes]) -> None:
+    """Refuses a pickle that names anything but what tensors are made of."""
+    for opcode, words, _ in pickletools.genops(pickle):
+        if opcode.name not in ("GLOBAL", "STACK_GLOBAL"):
+            continue
+        name = str(words).rpartition(" ")[2]
+        kind = name.endswith("Storage") and "typed" not in name.lower()  # FloatStorage and its like, which call nothing
+        if not (kind or name in CALLS or isinstance(vars(torch).get(name), torch.dtype)):
+            raise ModelError(f"{path} holds more than tensors, {printable(str(words))}: refused")
+
+
+class _Whole(TorchFunctionMode):
+    """In which no tensor is taken apart: one that repeats a number would fill the memory with what it claims to be."""
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        if func is Tensor.unbind:
+            raise ValueError("a tensor where a list should be")
+        return func(*args, **(kwargs or {}))
 
 
 def _check_tensors(path: Path, state: Mapping[str, Tensor], size: int) -> None:
@@ -73,6 +110,8 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor], size: int) -> None:
         plain = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise ModelError(f"{path}: {printable(key)} is not an ordinary tensor")
+        if prod(filter(None, tensor.shape)) > size:  # a zero among the sizes hides the others from the bytes
+            raise ModelError(f"{path}: {printable(key)} claims to be larger than the file")
         total += tensor.nbytes
     if total > 2 * size:
         raise ModelError(f"{path}: the tensors claim to be larger than the file")

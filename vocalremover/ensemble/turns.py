@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vocalremover import checkpoint, machine
 from vocalremover.audio import Reader
 from vocalremover.audio.layouts import pairs_of
-from vocalremover.devices import choose_device, choose_precision
+from vocalremover.devices import choose_device, choose_precision, lacks_memory
 from vocalremover.ensemble.choir import grid
 from vocalremover.ensemble.ensemble import MIN, Ensemble, common_stems, configured, load_model, suited, unsuited
 from vocalremover.ensemble.rules import Rule
@@ -198,8 +198,8 @@ def load_all(
     if not in_turn and (in_turn is False or fit_together(names, device)):
         try:
             return Ensemble.load(names, *settings)
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            if in_turn is False:
+        except (MemoryError, RuntimeError) as error:
+            if in_turn is False or not lacks_memory(error):
                 raise
     return Turns(names, *settings)
 

@@ -8,6 +8,7 @@ rotary_embedding_torch.py and the attention of each network file).
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -267,6 +268,14 @@ def sinusoids(features: int, frames: int) -> Tensor:
     return torch.where(feature % 2 == 0, angles.sin(), angles.cos())
 
 
+@cache  # a CUDA graph reads a table where it lies, so none is ever dropped
+def kept_sinusoids(features: int, frames: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The table of `sinusoids`, on the device, as `[1, 1, features, frames]`."""
+    # A tensor made under inference mode could never be used in training later, and this one is kept.
+    with torch.inference_mode(False):
+        return sinusoids(features, frames)[None, None].to(device, dtype)
+
+
 class ResBlock(nn.Module):
     """Two convolutions of the normalised input with an activation between them, and a shortcut.
 
@@ -340,7 +349,10 @@ class ConvolutionalEmbedding(nn.Module):
     def waves(self, x: Tensor) -> Tensor:
         """The table for every frame of x, `[batch, 1, features, frames]`."""
         frames = x.shape[-1]
-        table = self.stored() if frames <= PE_FRAMES else sinusoids(self.features, frames)[None, None]
+        if frames <= PE_FRAMES:
+            table = self.stored()
+        else:  # tables are few, though the last crops of songs have all widths
+            table = kept_sinusoids(self.features, 1 << (frames - 1).bit_length(), x.dtype, x.device)
         return table[..., :frames].to(x).expand(x.shape[0], -1, -1, -1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -143,6 +143,8 @@ def choose_passes(spec: ModelSpec, chunking: Chunking, inference: Inference) -> 
     if inference.crops:
         if spec.domain == "waveform" or spec.recurrent:
             raise UsageError(f"{spec.name} is not run with several crops: choose tta or shifts")
+        for size, context in inference.crops:
+            _check_positions(spec, size, 2 * context)
         return tuple(Pass(Chunking(size, context, multiple=size)) for size, context in inference.crops)
     shifts = inference.shifts or (1 if spec.recurrent else QUALITIES[inference.quality].shifts)
     starts = {number * chunking.size // shifts for number in range(shifts)}
@@ -210,13 +212,18 @@ def _of_frames(spec: ModelSpec, device: torch.device, inference: Inference) -> C
                 context = max(recipe.context, CPU_CONTEXT)
     if spec.most_frames is not None:
         padding = 2 * (recipe.context if context is None else context)
-        if (asked or 1) + padding > spec.most_frames:
-            raise UsageError(
-                f"{spec.name} has positions for {spec.most_frames} frames, too few for a crop of {asked or 1} with "
-                f"{padding} frames of padding: choose a smaller crop size or padding"
-            )
+        _check_positions(spec, asked or 1, padding)
         size = min(size, spec.most_frames - padding)
     return resize(recipe, size, context)
+
+
+def _check_positions(spec: ModelSpec, size: int, padding: int) -> None:
+    """UsageError for a window that is wider than a network's table of positions."""
+    if spec.most_frames is not None and size + padding > spec.most_frames:
+        raise UsageError(
+            f"{spec.name} has positions for {spec.most_frames} frames, too few for a crop of {size} with "
+            f"{padding} frames of padding: choose a smaller crop size or padding"
+        )
 
 
 def _frames(spec: ModelSpec, seconds: float) -> int:

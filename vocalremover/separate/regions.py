@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vocalremover.devices import lacks_memory
 from vocalremover.networks import compact, newft, roformer, thin, v2b, v3, v7, v8, v9, v10
 
 Network = Callable[..., Tensor]
@@ -58,10 +59,8 @@ class Regions:
                 answer = self._run(inputs, **keywords)
             self._worked = True
             return answer
-        except torch.cuda.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            if self._worked:
+            if self._worked or lacks_memory(error):
                 raise
             self.trouble = (str(error).strip().splitlines() or [type(error).__name__])[0]
         finally:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vocalremover.chunks import Chunking, join, split
-from vocalremover.devices import PRECISIONS, accept, beside, copied, exactly, mark
+from vocalremover.devices import PRECISIONS, RECORDING, accept, beside, copied, exactly, mark, memory_permitting
 from vocalremover.errors import DeviceError, ModelError
 from vocalremover.separate.graphs import Graphs
 from vocalremover.separate.regions import Regions
@@ -89,10 +89,8 @@ class Runner:
             halves = split(windows, chunking)
             if self._too_wide(windows) and halves:
                 return join(*(self(half, chunking) for half in halves), chunking)
-            try:
+            with memory_permitting():  # what a traceback holds is freed before the next try
                 return self._finished(self._start(windows, chunking.whole))
-            except torch.cuda.OutOfMemoryError:
-                pass  # what the traceback holds is freed before the next try
             self._shrink(windows.shape[0], windows.shape[-1] - 2 * chunking.context, halves, chunking)
 
     def stream(self, batches: Iterable[tuple[Key, Tensor]], chunking: Chunking) -> Iterator[tuple[Key, Tensor]]:
@@ -114,10 +112,9 @@ class Runner:
 
     def once(self, windows: Tensor) -> Tensor:
         """As a call, for windows that cannot be made narrower, each run alone."""
-        try:
+        with memory_permitting():
             return torch.cat([self._finished(self._start(window, window.shape[-1])) for window in windows.split(1)])
-        except torch.cuda.OutOfMemoryError:
-            raise self._too_small(windows.shape[-1]) from None
+        raise self._too_small(windows.shape[-1])
 
     def _too_wide(self, windows: Tensor) -> bool:
         return self._widest is not None and windows.shape[-1] > self._widest
@@ -126,16 +123,14 @@ class Runner:
         """The windows under way; nothing where memory is too short for that: then they take their turn alone."""
         if self._too_wide(windows):
             return []
-        try:
+        with memory_permitting():
             return [self._start(part, chunking.whole) for part in windows.split(self.batch)]
-        except torch.cuda.OutOfMemoryError:
-            return []
+        return []
 
     def _awaited(self, windows: Tensor, started: list[_Started], chunking: Chunking) -> Tensor:
-        try:
+        answers = []
+        with memory_permitting():
             answers = [self._finished(one) for one in started]
-        except torch.cuda.OutOfMemoryError:
-            answers = []
         if not answers:
             return self(windows, chunking)
         return torch.cat(answers) if len(answers) > 1 else answers[0]
@@ -156,7 +151,8 @@ class Runner:
         else:
             raise self._too_small(core)
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with RECORDING:
+                torch.cuda.empty_cache()
 
     def _too_small(self, width: int) -> DeviceError:
         return DeviceError(
