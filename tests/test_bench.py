@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from voices import BAND, RATE, SPEC, WAVE, Gains, constant
 from vocalremover.audio import read, write
 from vocalremover.bench import STAGES, Bench, Setting, Stage, Trial, Wanted, plan, song, stages, trials
 from vocalremover.cli import commands
-from vocalremover.cli.bench import announcement, doubts, drawn, reasons, stage_table, trial_table
+from vocalremover.cli.bench import announcement, doubts, drawn, reasons, sentence, stage_table, trial_table
 from vocalremover.models import ModelSpec
 from vocalremover.separate import Separator
 
@@ -202,6 +204,17 @@ def test_words_name_what_differs_from_the_default(tiny_model: Path) -> None:
     assert words[:3] == [f"OMP_NUM_THREADS={more.threads}", "vocalremover", "separate"]
     assert " ".join(words[3:]) == f"SONG -m {tiny_model} -d cpu --batch-size 2 --precision bf16"
     assert bench.words(bench.base)[0] == "vocalremover"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the quotes of a POSIX shell")
+def test_the_recommended_command_can_be_pasted(tiny_model: Path, tmp_path: Path) -> None:
+    model = shutil.copy(tiny_model, tmp_path / "it's(1).safetensors")
+    bench = Bench(Wanted(str(model), "cpu"))
+    more = replace(bench.base, threads=bench.base.threads + 1)
+    bench.trials = [Trial(more, "ok", song=1.0, seconds=1.0)]
+    words = sentence(bench).removeprefix("On this machine: ").partition(" is fastest")[0]
+    assert shlex.split(words) == bench.words(more)
+    assert words.startswith(f"OMP_NUM_THREADS={more.threads} vocalremover separate SONG -m ")
 
 
 # The plan

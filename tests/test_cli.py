@@ -1,5 +1,6 @@
 """The command: words, exit codes, what goes to stdout and what to stderr."""
 
+import io
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from torch.testing import assert_close
 
 from vocalremover import __version__, audio, batch, checkpoint
 from vocalremover.audio import read
-from vocalremover.cli import options, output, screen
+from vocalremover.cli import main, options, output, screen
 from vocalremover.durations import clock
 from vocalremover.separate import ORIGINAL_TTA, Inference, Separator
 
@@ -138,7 +139,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Handed:
         jobs: list, separators: list, settings: batch.Settings, progress: object, songs: int | None
     ) -> Iterator[batch.Result]:
         handed.jobs, handed.settings, handed.songs = jobs, settings, songs
-        return iter(())
+        yield from ()
 
     real = Separator
     monkeypatch.setattr("vocalremover.separate.Separator", Loaded)
@@ -294,6 +295,7 @@ def test_bit_rates(command: Command, make_song: Command, loaded: Handed, word: s
         "-j 0",
         "--dry-run --report page.html",
         "--report .",
+        "--overwrite --report song.wav",
         "-",
         "-d cuda:0,tpu",
     ],
@@ -519,3 +521,24 @@ def test_a_reader_of_stdout_that_leaves_ends_it_quietly(
     assert process.stderr.read() == b""
     assert process.wait() == 1
     assert song.with_name("song_Vocals.wav").exists()
+
+
+def test_a_full_stdout_is_told_in_a_sentence(make_song: Command, tiny_model: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full")
+    with full.open("wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-m", "vocalremover", "separate", str(make_song()), "-m", str(tiny_model), "-q"],
+            stdout=stdout, stderr=subprocess.PIPE, text=True, env=ONE_THREAD, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "vocalremover: stdout: No space left on device\n")
+
+
+def test_letters_that_stdout_does_not_know_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "cp1252"))
+    with pytest.raises(SystemExit) as end:
+        main(["models", "verify", "日本.ckpt"])
+    assert end.value.code == 4
+    assert b"absent  \\u65e5\\u672c.ckpt" in written.getvalue()

@@ -5,7 +5,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -17,6 +18,7 @@ from torch.testing import assert_close
 
 from vocalremover.audio import write
 from vocalremover.cli import main
+from vocalremover.cli.chart import draw
 from vocalremover.errors import InputError, UsageError
 from vocalremover.evaluate import Meter, ideal_ratio_mask, ideal_vocals, sdr, si_sdr
 from vocalremover.evaluate.scores import as_record, find_songs, found, medians, score, separated
@@ -192,20 +194,41 @@ def test_stems_of_another_tool_are_found_and_scored(data: Path, tmp_path: Path) 
     (stems / "One").mkdir(parents=True)
     write(stems / "One/vocals.wav", noise(1)[:, : 3 * RATE], RATE)  # the tool lost the last 0.3 s
     write(stems / "two_(Instrumental).wav", noise(12) + noise(13), RATE)
-    first, second = (score(song, found(stems)) for song in songs)
+    first, second = (score(song, found(stems, songs)) for song in songs)
     expected = torch.nn.functional.pad(noise(1)[:, : 3 * RATE], (0, int(3.3 * RATE) - 3 * RATE))
     assert first.estimate["vocals"].sdr == pytest.approx(sdr(expected, noise(1)), abs=0.05)
     assert first.estimate["vocals"].seconds > 40
     assert second.estimate["vocals"].sdr > 40, "the vocals are the mixture minus the instrumental"
     shutil.rmtree(stems / "One")
     with pytest.raises(InputError, match="test/one"):
-        score(songs[0], found(stems))
+        found(stems, songs)
 
 
 def test_a_manifest_tells_what_is_for_validation(data: Path) -> None:
     lines = ["path,kind", "two/vocals.wav,validation", "two/drums.wav,validation", "test/one/vocals.wav,singing"]
     (data / "manifest.csv").write_text("\n".join(lines))
     assert [song.name for song in find_songs(data)] == ["two"]
+
+
+def test_a_manifest_of_a_spreadsheet_is_read(data: Path) -> None:
+    lines = "path,kind\ntwo/vocals.wav,validation\ntwo/drums.wav,validation\n"
+    (data / "manifest.csv").write_text(lines, encoding="utf-8-sig")
+    assert [song.name for song in find_songs(data)] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"file,kind\ntwo/vocals.wav,validation\n", "no column path"),
+        (b"path,kind\nd\xe9j\xe0/vocals.wav,validation\n", "UTF-8"),
+        (b"path,kind\n/elsewhere/two/vocals.wav,validation\n", "/elsewhere/two/vocals.wav"),
+        (b"", "no column kind and no column path"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_told(data: Path, content: bytes, reason: str) -> None:
+    (data / "manifest.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"manifest\.csv.*{reason}"):
+        find_songs(data)
 
 
 def test_folders_without_songs_are_refused(tmp_path: Path) -> None:
@@ -222,11 +245,20 @@ def test_records_are_plain_json(data: Path) -> None:
     assert again["median"]["estimate"]["vocals"]["sdr"] == again["songs"][0]["estimate"]["vocals"]["sdr"]
 
 
-def test_the_command_prints_a_table_json_and_a_plot(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    stems, plot = tmp_path / "stems", tmp_path / "scores.svg"
+@pytest.fixture
+def stems(tmp_path: Path) -> Path:
+    """What a tool made of the vocals of both songs."""
+    folder = tmp_path / "stems"
     for song in ("one", "two"):
-        (stems / song).mkdir(parents=True)
-        write(stems / song / "vocals.wav", noise(5), RATE)
+        (folder / song).mkdir(parents=True)
+        write(folder / song / "vocals.wav", noise(5), RATE)
+    return folder
+
+
+def test_the_command_prints_a_table_json_and_a_plot(
+    data: Path, stems: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    plot = tmp_path / "scores.svg"
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", "--data", str(data), "--stems", str(stems), "--plot", str(plot)])
     assert ended.value.code == 0
@@ -238,6 +270,41 @@ def test_the_command_prints_a_table_json_and_a_plot(data: Path, tmp_path: Path, 
     record = json.loads(capsys.readouterr().out)
     (result,) = record["results"]
     assert result["median"]["floor"]["vocals"]["sdr"] == pytest.approx(-3, abs=0.1)
+
+
+def test_what_is_missing_is_told_before_anything_is_scored(
+    command: Callable, data: Path, stems: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    words = ("evaluate", "--data", data, "-d", "cpu", "-m", tiny_model, "--stems", stems)
+    (tmp_path / "half").mkdir()
+    write(tmp_path / "half" / "one_Vocals.wav", noise(5), RATE)
+    for code, more in (
+        (4, ("-m", "typo")), (5, ("--stems", tmp_path / "half")), (2, ("--plot", tmp_path / "nowhere" / "x.svg")),
+    ):  # fmt: skip
+        outcome = command(*words, *more)
+        assert (outcome.code, outcome.out) == (code, "")
+        assert "[1/2]" not in outcome.err
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_what_was_scored_is_told_if_the_rest_fails(
+    command: Callable, data: Path, stems: Path, words: tuple[str, ...]
+) -> None:
+    (stems / "two/vocals.wav").write_text("no sound")
+    outcome = command("evaluate", "--data", data, "--stems", stems, *words)
+    assert outcome.code == 1
+    assert "two/vocals.wav" in outcome.err
+    assert "test/one" in outcome.out
+    if words:
+        (result,) = json.loads(outcome.out)["results"]
+        assert [song["song"] for song in result["songs"]] == ["test/one"]
+
+
+def test_a_plot_takes_names_of_any_letters(data: Path) -> None:
+    scores = [replace(score(find_songs(data)[0], separated(Halver())), song="b\udce4d\x07 <1>")]
+    drawn = ElementTree.fromstring(draw({"a\x00b": scores}).encode())
+    assert r"b\udce4d\x07 <1>" in "".join(drawn.itertext())
+    assert r"a\x00b" in "".join(drawn.itertext())
 
 
 def test_the_command_needs_something_to_score(data: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,6 +12,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from time import sleep
 from urllib.parse import unquote, urljoin
 
 import numpy as np
@@ -227,6 +228,18 @@ def test_a_name_of_any_bytes_is_shown_and_found(tmp_path: Path) -> None:
     text = written(tmp_path / "page.html", [Result(Job(song, {}), 1.0, 0.2)])
     assert "b\\udce4d.wav" in text
     assert "./b%E4d.wav" in text
+
+
+def test_the_speed_is_that_of_the_whole_run(tmp_path: Path, run: list[Result]) -> None:
+    path, job = tmp_path / "page.html", Job(tmp_path / "a.mp3", {})
+    with Page(path, {}) as page:
+        sleep(0.01)
+        page.add(Result(job, 1000.0, 1000.0))
+        page.add(Result(job, 1000.0, 1000.0))
+    facts = re.search(r"2 done; 33:20 of audio, ([\d.]+) times real time", path.read_text(encoding="utf-8"))
+    assert float(facts[1]) > 2, "songs that are at work at once do not take one another's time"
+    skipped = written(tmp_path / "page.html", run[2:])
+    assert "1 skipped" in skipped and "real time" not in skipped
 
 
 def test_a_song_that_has_gone_is_told(tmp_path: Path, run: list[Result]) -> None:

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from vocalremover.batch import Result
+from vocalremover.batch import Result, Summary
 from vocalremover.durations import clock
 from vocalremover.errors import AudioError, InputError, UsageError, VocalRemoverError
 from vocalremover.pictures import Progress, Sound, measure, spectrogram, waveform
@@ -43,7 +43,6 @@ class Page:
     def __init__(self, path: Path, settings: Mapping[str, object], overwrite: bool = False) -> None:
         self.path = path
         self.settings = settings
-        self._results: list[Result] = []
         self._drawn: list[Future[None]] = []
         self._stopped = False
         if path.is_dir() or (path.exists() and not overwrite and not _is_page(path)):
@@ -56,6 +55,7 @@ class Page:
             self._thread = ThreadPoolExecutor(1)
             stack.callback(self._thread.shutdown, cancel_futures=True)
             self._stack = stack.pop_all()
+        self._summary = Summary()
 
     def __enter__(self) -> "Page":
         return self
@@ -72,8 +72,8 @@ class Page:
 
     def add(self, result: Result) -> None:
         """Has the song and its stems read once more, in blocks, and their pictures and levels added to the page."""
-        self._results.append(result)
-        self._drawn.append(self._thread.submit(self._draw, result, len(self._results)))
+        self._summary.add(result)
+        self._drawn.append(self._thread.submit(self._draw, result, len(self._drawn) + 1))
 
     def _draw(self, result: Result, number: int) -> None:
         with _told(self.path):
@@ -86,14 +86,14 @@ class Page:
             yield block
 
     def _finish(self) -> None:
+        record = self._summary.record()  # before the wait for pictures, which is no time that the songs took
         for drawn in self._drawn:
             drawn.result()
-        states = [result.state for result in self._results]
-        duration = sum(result.duration for result in self._results if result.state == "done")
-        seconds = sum(result.seconds for result in self._results)
-        counts = [f"{states.count(state)} {state}" for state in ("done", "failed", "skipped") if state in states]
-        songs = f"{len(states)} song{'s' * (len(states) != 1)}"
-        facts = f"{', '.join(counts) or 'nothing to do'}; {_facts(duration, seconds)}"
+        counts = [f"{record[state]} {state}" for state in ("done", "failed", "skipped") if record[state]]
+        songs = f"{len(self._drawn)} song{'s' * (len(self._drawn) != 1)}"
+        facts = ", ".join(counts) or "nothing to do"
+        if record["done"]:
+            facts += f"; {_facts(record['duration'], record['seconds'])}"
         rows = (_part("setting", name=_text(name), value=_text(_flat(of))) for name, of in self.settings.items())
         with _told(self.path):
             self._part.write(_part("head", mark=MARK, songs=songs, facts=facts).encode())

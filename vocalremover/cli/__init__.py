@@ -1,15 +1,17 @@
 """Words on the command line in, one library call, lines and an exit code out.
 
 Exit codes: 0 done, 1 some file failed (the others were done), 2 wrong usage, 3 device, 4 model, 5 no input,
-130 after ^C, 143 after a polite kill. What the library refuses comes out as one sentence on stderr. Nothing heavy is
-imported before a command has been chosen and its options have been read, so that `--help` answers at once.
+130 after ^C, 143 after a polite kill. What the library or the system refuses comes out as one sentence on stderr.
+Nothing heavy is imported before a command has been chosen and its options have been read, so that `--help` answers at
+once.
 """
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from types import FrameType
 
@@ -55,6 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads that wait for one another by spinning take the CPU from whoever they wait for: beside one other busy
     # process a song took eight times as long. It has to be said before torch loads its OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A redirected stdout may know few letters, on Windows above all: a song's name must not end the run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _signals_stop():
             code = commands.main(arguments, prog_name="vocalremover", standalone_mode=False) or 0
@@ -67,7 +72,24 @@ def main(arguments: list[str] | None = None) -> None:
     except VocalRemoverError as error:
         say(f"vocalremover: {error}")
         code = error.exit_code
+    except OSError as error:
+        say(f"vocalremover: {_sentence(error)}")
+        code = 1
     sys.exit(code)
+
+
+def _sentence(error: OSError) -> str:
+    """What could not be opened, read or written, and why. A stdout that takes nothing more is closed."""
+    place = error.filename
+    try:
+        print(end="", flush=True)
+    except OSError:
+        place = "stdout"
+        # What it holds would be tried once more at the very end, with a traceback.
+        with suppress(OSError):
+            sys.stdout.close()
+    reason = error.strerror or str(error)
+    return f"{place}: {reason}" if place else reason
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -131,12 +133,13 @@ def sentence(bench: Bench) -> str:
     best = bench.best
     if best is None:
         return "It was ended before any setting had been measured."
-    words = " ".join(shlex.quote(word) if " " in word else word for word in bench.words(best.setting))
+    words = bench.words(best.setting)
+    command = shlex.join(words) if os.name == "posix" else subprocess.list2cmdline(words)
     base = bench.wholes.get(bench.base)
     whole = bench.wholes.get(best.setting)
     if whole is None:
-        return f"On this machine: {printable(words)} is fastest, at {best.real_time_factor:.3g}x real time in memory."
-    text = f"On this machine: {printable(words)} gives {whole:.3g}x real time"
+        return f"On this machine: {printable(command)} is fastest, at {best.real_time_factor:.3g}x real time in memory."
+    text = f"On this machine: {printable(command)} gives {whole:.3g}x real time"
     if best.setting == bench.base:
         return f"{text}, which is what it does without them, too."
     return f"{text}; without them it is {base:.3g}x." if base else f"{text}."

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
+from vocalremover.cli.output import printable
+
 if TYPE_CHECKING:
     from vocalremover.evaluate.scores import SongScores
 
@@ -89,6 +91,7 @@ def _y(row: int) -> int:
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 28 else name[:27] + "…"
 
 

@@ -25,7 +25,7 @@ def command(model: str, out: Path, dtype: str, overwrite: bool, config: Path | N
     import torch
 
     from vocalremover import checkpoint
-    from vocalremover.cli.output import say
+    from vocalremover.cli.output import emit, say
 
     chosen = None if dtype == "keep" else getattr(torch, dtype)
     spec = checkpoint.convert(model, out, chosen, overwrite, config)
@@ -34,4 +34,4 @@ def command(model: str, out: Path, dtype: str, overwrite: bool, config: Path | N
     for warning in spec.warnings:
         say(f"warning: {warning}")
     say(f"sha256 of {model}: {spec.sha256}")
-    click.echo(out)
+    emit(out)

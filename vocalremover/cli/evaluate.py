@@ -15,6 +15,7 @@ from vocalremover.cli.output import emit, printable, say, shorten
 from vocalremover.cli.sections import Command, option
 
 if TYPE_CHECKING:
+    from vocalremover.evaluate.multitracks import Multitrack
     from vocalremover.evaluate.scores import Estimate, SongScores
 
 PATH = click.Path(path_type=Path)
@@ -50,23 +51,31 @@ def command(
     """
     if plot and plot.suffix.lower() != ".svg":
         raise click.UsageError(f"--plot {plot}: the picture is an SVG; name it {plot.with_suffix('.svg').name}")
+    if plot and not plot.parent.is_dir():
+        raise click.UsageError(f"--plot {plot}: there is no folder {plot.parent}")
     from vocalremover.evaluate.scores import as_record, find_songs, score
 
     songs = find_songs(data)
     results: dict[str, list[SongScores]] = {}
-    records = []
+    records, tables = [], []
     chosen = models if models or stems else ("default",)
-    for name, describe, estimate in contestants(chosen, stems, config, computing):
-        results[name] = []
-        for number, song in enumerate(songs, 1):
-            say(f"{name} [{number}/{len(songs)}] {song.name}", -1 if quiet else 0)
-            results[name].append(score(song, estimate))
-        if as_json:
-            records.append({"name": name, "settings": describe(), **as_record(results[name])})
-    if as_json:
-        emit(json.dumps({"data": str(data), "results": records}))
-    else:
-        emit("\n\n".join(table(name, scores, measure) for name, scores in results.items() for measure in MEASURES))
+    try:
+        for name, describe, estimate in contestants(chosen, stems, songs, config, computing):
+            results[name] = scores = []
+            try:
+                for number, song in enumerate(songs, 1):
+                    say(f"{name} [{number}/{len(songs)}] {song.name}", -1 if quiet else 0)
+                    scores.append(score(song, estimate))
+            finally:
+                if as_json and scores:
+                    records.append({"name": name, "settings": describe(), **as_record(scores)})
+                elif scores:
+                    tables.extend(table(name, scores, measure) for measure in MEASURES)
+    finally:  # what has been scored is told, whatever stopped the rest
+        if records:
+            emit(json.dumps({"data": str(data), "results": records}))
+        elif tables:
+            emit("\n\n".join(tables))
     if plot:
         from vocalremover.cli.chart import draw
 
@@ -74,17 +83,24 @@ def command(
 
 
 def contestants(
-    models: Sequence[str], stems: Sequence[Path], config: Path | None, computing: Computing
+    models: Sequence[str], stems: Sequence[Path], songs: Sequence[Multitrack], config: Path | None, computing: Computing
 ) -> Iterator[tuple[str, Callable[[], dict[str, object]], Estimate]]:
-    """(name, what tells its settings, what gives its stems) of each; a model is loaded when its turn comes."""
+    """(name, what tells its settings, what gives its stems) of each; a model is loaded when its turn comes.
+
+    Raises ModelError and InputError for weights and stems that are missing, before the first.
+    """
+    from vocalremover import checkpoint
     from vocalremover.evaluate.scores import STEMS, found, separated
     from vocalremover.separate import Separator
 
     for model in models:
+        checkpoint.find(model)
+    others = {str(folder): found(folder, songs) for folder in stems}
+    for model in models:
         separator = Separator.load(model, computing.devices()[0], computing.inference(), config, STEMS)
         yield model, separator.describe, separated(separator)
-    for folder in stems:
-        yield str(folder), dict, found(folder)
+    for name, estimate in others.items():
+        yield name, dict, estimate
 
 
 def table(name: str, scores: Sequence[SongScores], measure: str) -> str:

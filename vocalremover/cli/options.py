@@ -94,6 +94,13 @@ def _shard(context: click.Context, parameter: click.Parameter, text: str | None)
     return int(match[1]), int(match[2])
 
 
+def _page(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """The path as it is; BadParameter for one that may be a song's or a stem's, which a page would replace."""
+    if path is not None and path.suffix.lower() not in (".html", ".htm"):
+        raise click.BadParameter(f"{str(path)!r} is no name for a page; it ends with .html", context, parameter)
+    return path
+
+
 @dataclass(frozen=True)
 class Computing:
     """What computes, and how well."""
@@ -301,7 +308,10 @@ OPTIONS: Mapping[type, tuple[Callable, ...]] = {
     ),
     Telling: (
         option("On the screen", "--json", "as_json", is_flag=True, help="One JSON object per input on stdout."),
-        option("On the screen", "--report", metavar="FILE.html", type=_PATH, help="A page with pictures and players."),
+        option(
+            "On the screen", "--report", metavar="FILE.html", type=_PATH, callback=_page,
+            help="A page with pictures and players.",
+        ),
         option("On the screen", "-q", "--quiet", is_flag=True, help="Nothing but errors."),
         option("On the screen", "-v", "--verbose", count=True, help="Tell more; -vv adds tracebacks of odd errors."),
     ),

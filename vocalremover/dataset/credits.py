@@ -1,15 +1,16 @@
 """Whom a checkpoint owes its voice to: a manifest's credits as a Markdown page to stand beside the weights."""
 
-import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from vocalremover.evaluate.multitracks import read_manifest
 
 
 def read_rows(manifest: Path, held_out: tuple[str, ...] = ()) -> list[dict[str, str]]:
     """The lines of a manifest that a training run reads: no validation files, no path with a held-out beginning."""
-    with manifest.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    return [row for row in rows if row["kind"] != "validation" and not row["path"].startswith(held_out)]
+    return [
+        row for row in read_manifest(manifest) if row["kind"] != "validation" and not row["path"].startswith(held_out)
+    ]
 
 
 def credit(rows: Iterable[Mapping[str, str]]) -> str:

@@ -3,6 +3,6 @@
 Nothing but Python's own library is imported before a check needs it, and whatever a check meets becomes its result.
 """
 
-from vocalremover.doctor.checks import STATES, Check, Wanted, examine
+from vocalremover.doctor.checks import Check, Wanted, examine
 
-__all__ = ["STATES", "Check", "Wanted", "examine"]
+__all__ = ["Check", "Wanted", "examine"]

@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
-STATES = ("ok", "warning", "failed")
 NOTHING: Mapping[str, object] = MappingProxyType({})
 
 
@@ -14,8 +13,8 @@ NOTHING: Mapping[str, object] = MappingProxyType({})
 class Check:
     """What one check found.
 
-    group and name: what was looked at. state: one of STATES. found: what is there, in words. advice: the way out in
-    one sentence, where something is wrong. facts: the same for programs, as numbers and words that JSON knows.
+    group and name: what was looked at. state: "ok", "warning" or "failed". found: what is there, in words. advice: the
+    way out in one sentence, where something is wrong. facts: the same for programs, as numbers and words for JSON.
     """
 
     group: str

@@ -11,6 +11,7 @@ is the sum of the other instruments, else the mixture minus the vocals; vocals w
 instrumental.
 """
 
+import csv
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from vocalremover.audio import Reader, resample
 from vocalremover.chunks import Queue
+from vocalremover.errors import InputError
 
 ROLES = {
     "mixture": ("mixture", "mixtures", "mix", "mixes", "original", "originals"),
@@ -66,6 +68,23 @@ def find_multitracks(folder: Path, files: Iterable[Path] | None = None) -> list[
         if role:
             songs.setdefault(name, {}).setdefault(role, []).append(path)
     return [song for name in sorted(songs) if (song := _assembled(name, songs[name]))]
+
+
+def read_manifest(path: Path) -> list[dict[str, str]]:
+    """The lines of a manifest.csv, which have a path each and more that its first line names.
+
+    Raises InputError for one without the columns path and kind, or in another encoding than UTF-8.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:  # which spreadsheets begin with a mark
+            table = csv.DictReader(lines)
+            missing = {"path", "kind"} - set(table.fieldnames or ())
+            rows = [row for row in table if row.get("path")]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {error}; save it as CSV in UTF-8.") from error
+    if missing:
+        raise InputError(f"{path} has no column {' and no column '.join(sorted(missing))}; its first line names them.")
+    return rows
 
 
 def role_of(path: Path, folder: Path) -> tuple[str, str | None]:

@@ -5,7 +5,6 @@ depend on how long they are. Every song is also scored with the untouched mixtur
 with the ideal ratio mask, the ceiling.
 """
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,15 @@ from vocalremover.audio import Reader
 from vocalremover.chunks import Queue
 from vocalremover.errors import AudioError, InputError
 from vocalremover.evaluate.metrics import Meter, Scores, ideal_vocals
-from vocalremover.evaluate.multitracks import Multitrack, Parts, audio_files, blocks, find_multitracks, role_of
+from vocalremover.evaluate.multitracks import (
+    Multitrack,
+    Parts,
+    audio_files,
+    blocks,
+    find_multitracks,
+    read_manifest,
+    role_of,
+)
 from vocalremover.streams import abreast
 
 STEMS = ("vocals", "instrumental")
@@ -56,14 +63,15 @@ class SongScores:
 def find_songs(folder: Path) -> list[Multitrack]:
     """The songs to measure on: those whose lines in manifest.csv say validation, without one all that have their stems.
 
-    Raises InputError where there is none.
+    Raises InputError where there is none, and for a manifest that names files elsewhere.
     """
     manifest = folder / "manifest.csv"
     files = None
     if manifest.exists():
-        with manifest.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-        files = [folder / row["path"] for row in rows if row.get("kind") == "validation"]
+        files = [folder / row["path"] for row in read_manifest(manifest) if row["kind"] == "validation"]
+        for path in files:
+            if not path.is_relative_to(folder):
+                raise InputError(f"{manifest} names {path}, which is not below {folder}; write paths from there on.")
     elif not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder.")
     songs = find_multitracks(folder, files)
@@ -84,22 +92,23 @@ def separated(separator: Separates) -> Estimate:
     return estimate
 
 
-def found(folder: Path) -> Estimate:
+def found(folder: Path, songs: Iterable[Multitrack]) -> Estimate:
     """What another tool left in a folder, arranged as `multitracks` knows, by the songs' names.
 
-    A missing stem is the mixture minus the other one. Raises InputError where a song has neither.
+    A missing stem is the mixture minus the other one. Raises InputError where one of the songs has neither.
     """
     files: dict[str, dict[str, Path]] = {}
     for path in audio_files(folder):
         name, role = role_of(path, folder)
         if role in STEMS:
             files.setdefault(name, {})[role] = path
+    stems = {song.name: _named_like(song, files) for song in songs}
+    for name, mine in stems.items():
+        if not mine:
+            raise InputError(f"{folder}: holds no stem of {name}; name it {Path(name).name}/vocals.wav.")
 
     def estimate(song: Multitrack, rate: int) -> Iterator[Mapping[str, Tensor]]:
-        mine = _named_like(song, files)
-        if not mine:
-            raise InputError(f"{folder}: holds no stem of {song.name}; name it {Path(song.name).name}/vocals.wav.")
-        parts = {stem: _part(song, mine, stem) for stem in STEMS}
+        parts = {stem: _part(song, stems[song.name], stem) for stem in STEMS}
         yield from _together({stem: blocks(part, rate) for stem, part in parts.items()})
 
     return estimate
