@@ -50,16 +50,17 @@ def make_noise(folder: Path, minutes: int = 32) -> Catalogue:
 
 
 def measure(name: str, step: Callable[[int], object], count: int, batch: int, device: torch.device) -> float:
-    """Examples a second of `count` examples, `batch` to a step; the first step only warms up."""
+    """Examples a second of `count` examples, `batch` to a step, at least one step; the first step only warms up."""
+    steps = max(1, count // batch)
     step(0)
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     began, worked = time.perf_counter(), time.process_time()
-    for number in range(1, 1 + count // batch):
+    for number in range(1, 1 + steps):
         step(number)
     if device.type == "cuda":
-        torch.cuda.synchronize()
-    done = count // batch * batch
+        torch.cuda.synchronize(device)
+    done = steps * batch
     speed, cost = done / (time.perf_counter() - began), (time.process_time() - worked) / done
     print(f"{name:34}{speed:10.1f} examples/s{1000 * cost:10.0f} ms of this process's CPU an example", flush=True)
     return speed

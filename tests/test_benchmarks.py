@@ -8,10 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from rich.console import Console
 
 from benchmarks import __main__ as harness
-from benchmarks import growth, rows
+from benchmarks import growth, loader, rows
 from benchmarks.rows import Absent, Row, Settings, Timing, absent, run_process, side_by_side
 from benchmarks.table import show
 from vocalremover.audio import PipeReader
@@ -170,6 +171,12 @@ def test_growth_is_judged_against_the_usual_length() -> None:
     points = [point(30, 0.01, 400), point(growth.ANCHOR, 0.01, 400), point(3600, 0.02, 400)]
     assert [row.met for row in growth.told("tiny", points)] == [True, False, True, True]
     assert [growth.words(seconds) for seconds in (10, 180, 3600)] == ["10 s", "3 min", "1 h"]
+
+
+def test_fewer_examples_than_a_batch_are_a_step() -> None:
+    steps: list[int] = []
+    assert loader.measure("few", steps.append, 2, 4, torch.device("cpu")) > 0
+    assert steps == [0, 1]
 
 
 def test_a_small_song_grows_for_real() -> None:

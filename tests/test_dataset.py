@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 
 from vocalremover.audio import write
 from vocalremover.dataset import Catalogue, Sources, prepare
-from vocalremover.dataset.cache import RATE, Cache
+from vocalremover.dataset.cache import RATE, Cache, Recording, entry_of, melody_name, write_entry
 from vocalremover.errors import InputError
 from vocalremover.evaluate.multitracks import blocks, find_multitracks
 
@@ -188,6 +189,25 @@ def test_a_cache_serves_without_its_sources(sources: Sources, data: Path, tmp_pa
     assert moved.credits == known.credits and (moved.voices[0].crop(0, 100) == known_crop(tmp_path)).all()
     with pytest.raises(InputError, match="never prepared"):
         gather(Sources(), tmp_path / "nothing")
+
+
+def test_what_is_left_out_is_left_out_of_a_prepared_cache_as_well(
+    sources: Sources, data: Path, tmp_path: Path
+) -> None:
+    save(data / "voices/ben.flac", noise(4, 1))
+    save(data / "voices/carl.flac", noise(5, 1))
+    gather(sources, tmp_path / "cache")
+    store = Cache(tmp_path / "cache")
+    for name in ("voices__anna.flac", "voices__ben.flac"):  # with melodies made of them
+        path = write_entry(store.folder, melody_name(name), noise(6, 1).numpy())
+        store.note(entry_of(Recording(path.stem, "", "melody", ()), path, 1, SAMPLES))
+    judged = frozenset({(data / "voices/ben.flac").resolve()})
+    for named in (Sources(), sources):
+        catalogue = gather(replace(named, held_out=("voices/anna",), judged=judged), tmp_path / "cache")
+        assert {voice.source for voice in catalogue.voices} == {"voices/carl.flac"}
+        assert catalogue.problems == ("voices/ben.flac: left out, because it is validated on.",)
+    with pytest.raises(InputError, match="no usable voice"):
+        gather(Sources(held_out=("voices/",)), tmp_path / "cache")
 
 
 def known_crop(folder: Path) -> np.ndarray:

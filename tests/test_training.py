@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from vocalremover.separate import Separator
 from vocalremover.training import losses
 from vocalremover.training.distributed import World
 from vocalremover.training.journal import read_journal
+from vocalremover.training.muon import Muon
 from vocalremover.training.recipe import Recipe, read_recipe
-from vocalremover.training.train import Run, train
+from vocalremover.training.shelf import Clock
+from vocalremover.training.train import Run, begin, train
 from vocalremover.training.validation import find_songs
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -100,6 +103,16 @@ def wait_for_step(run: subprocess.Popen, out: Path, step: int) -> None:
         if run.poll() is not None:
             raise AssertionError(f"the run ended too soon: {run.stderr.read().decode()}")
         time.sleep(0.02)
+
+
+class Once:
+    """Lets a run take one step."""
+
+    def __init__(self) -> None:
+        self._answers = iter([False])
+
+    def __call__(self) -> bool:
+        return next(self._answers, True)
 
 
 def losses_of(out: Path) -> dict[int, float]:
@@ -275,6 +288,29 @@ def test_fine_tuning_begins_with_a_checkpoint_and_keeps_what_is_frozen(make_run:
         list(train(make_run(read_recipe("thin", changes=THIN, steps=1), "other", start=str(best)), CPU))
 
 
+def test_processes_learn_at_the_rate_of_a_common_clock(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process whose clock says two minutes, beside one whose clock says six."""
+
+    class Beside(World):
+        def mean(self, values: Sequence[float]) -> list[float]:
+            return [4.0 if value == 2.0 else value for value in values]
+
+    monkeypatch.setattr(Clock, "minutes", lambda clock: 2.0)
+    changes = [*THIN, "schedule={kind: cosine}", "optimiser.learning_rate=0.1"]
+    run = make_run(replace(read_recipe("thin", changes=changes, minutes=8), steps=None))
+    lines = list(train(run, Beside(0, 1, CPU.device), Once()))
+    assert lines[0]["rate"] == pytest.approx(0.05) and state_of(run.out)["minutes"] == 4.0
+
+
+def test_a_run_that_is_stopped_saves_and_does_not_validate(make_run: Callable[..., Run], folder: Path) -> None:
+    recipe = read_recipe("thin", changes=THIN, steps=9, validate_steps=1)
+    run = make_run(recipe, songs=tuple(find_songs(folder / "songs")))
+    lines = list(train(run, CPU, Once()))
+    assert state_of(run.out)["step"] == 1 and not any("score" in line for line in lines)
+
+
 def test_masked_pretraining_learns_and_is_judged_by_what_it_restores(
     make_run: Callable[..., Run], folder: Path
 ) -> None:
@@ -296,6 +332,13 @@ def test_adversaries_train_together_and_go_on(make_run: Callable[..., Run]) -> N
     for name in ("network", "judge"):
         earlier = before[name]["network"]
         assert sum(not torch.equal(value, earlier[key]) for key, value in after[name]["network"].items()) > 10
+
+
+def test_the_judge_moves_by_adamw_beside_a_generator_under_muon(make_run: Callable[..., Run]) -> None:
+    recipe = read_recipe("gan", changes=[*GAN, "optimiser.matrix_rate=0.01", "optimiser.plain=[vout_conv.*]"], steps=1)
+    _, state = begin(make_run(recipe), CPU)
+    kinds = {name: type(player.optimizer) for name, player in state.players.items()}
+    assert kinds == {"network": Muon, "judge": torch.optim.AdamW}
 
 
 @pytest.mark.parametrize("name", [name for name in ("bs_roformer", "mel_roformer") if name in MODELS])
@@ -373,6 +416,13 @@ def test_the_command_prepares_trains_and_tells_what_is_missing(
     assert trained.code == 0, trained.err
     assert trained.out.strip() == str(tmp_path / "run" / "best.safetensors")
     assert "validation" in trained.err
+    validated = command(
+        *words(tmp_path, tmp_path / "again", "thin", THIN, "--steps", "1", "--validation", songs), "--pairs", songs,
+        "--vocals", folder / "vocals", "--instrumentals", folder / "instrumentals",
+    )  # fmt: skip
+    assert validated.code == 0, validated.err
+    assert "songs/one/vocals: left out, because it is validated on" in validated.err
+    assert "and 0 whole songs" in validated.err
     for more, code, sentence in (
         (["--cache", str(tmp_path / "none")], 5, "never prepared"),
         (["--set", "optimizer.clip=1"], 2, "did you mean optimiser"),

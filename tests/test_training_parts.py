@@ -14,7 +14,7 @@ from vocalremover.models import MODELS
 from vocalremover.spectrogram import STFT
 from vocalremover.training import gan, supervised
 from vocalremover.training.batches import Batch, generator, make_batch, numbers_of
-from vocalremover.training.distributed import World
+from vocalremover.training.distributed import World, join_world
 from vocalremover.training.drawing import draw_curve, draw_spectrograms
 from vocalremover.training.journal import Journal, read_journal
 from vocalremover.training.losses import LOSSES, Estimate, mel_bands, weigh
@@ -68,8 +68,6 @@ def test_every_shipped_recipe_fits_its_model(name: str) -> None:
     spec.build("meta")
     assert recipe.steps or recipe.minutes
     assert [stage.until for stage in recipe.stages[:-1]] == sorted(stage.until for stage in recipe.stages[:-1])
-    most = spec.most_frames or np.inf
-    assert all(stage.frames <= most for stage in recipe.stages)
 
 
 def test_every_model_that_can_be_trained_has_a_recipe() -> None:
@@ -78,7 +76,9 @@ def test_every_model_that_can_be_trained_has_a_recipe() -> None:
             with pytest.raises(UsageError, match=r"cannot be trained|neither a file"):
                 read_recipe(None, name)
         else:
-            assert read_recipe(None, name).model == name
+            recipe = read_recipe(None, name)
+            assert recipe.model == name
+            assert max(stage.frames for stage in recipe.stages) <= (spec.most_frames or np.inf)
 
 
 def test_changes_win_over_the_file_and_settings_over_both(tmp_path: Path) -> None:
@@ -136,6 +136,8 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
         ("thin", ["losses.beauty=1"], "no loss 'beauty'"),
         ("thin", ["losses.activity=1"], "does not tell where a voice is"),
         ("thin", ["losses={}"], "at least one loss"),
+        ("primer_pretrain", ["model=primer_pre"], "takes 512 frames at most, and a stage has 2048"),
+        ("v10", ["stages.1.batch=1"], "batch to at least 2, or mixup=0"),
     ],
 )
 def test_a_recipe_that_its_network_cannot_follow_is_refused(name: str, changes: list[str], sentence: str) -> None:
@@ -436,6 +438,20 @@ def test_a_state_comes_back_as_it_was_and_another_run_is_refused(tmp_path: Path)
         load_state(fresh(), tmp_path / "last.pt")
 
 
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_run_that_goes_on_follows_the_recipe_of_today(tmp_path: Path, muon: bool) -> None:
+    def fresh(**settings: object) -> State:
+        player = make_player(small_network(), Optimiser(**settings), "fp32", CPU, False)
+        return State({"network": player}, copy_weights(player.network))
+
+    save_state(fresh(matrix_rate=0.02 if muon else None), tmp_path / "last.pt")
+    later = fresh(matrix_rate=0.01 if muon else None, weight_decay=0.5, betas=(0.8, 0.9), layer_decay=1.0)
+    load_state(later, tmp_path / "last.pt")
+    for group in later.players["network"].optimizer.param_groups:
+        assert (group["weight_decay"], tuple(group["betas"]), group["share"]) == (0.5, (0.8, 0.9), 1.0)
+        assert not muon or group["ratio"] == pytest.approx(0.01 / 1e-4)
+
+
 def test_a_log_forgets_steps_that_will_be_taken_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 0)
     for step in (5, 10, 15):
@@ -444,6 +460,27 @@ def test_a_log_forgets_steps_that_will_be_taken_again(tmp_path: Path) -> None:
         log.write('{"step": 20, "lo')
     Journal(tmp_path, 10)
     assert [line["step"] for line in read_journal(tmp_path / "log.jsonl")] == [5, 10]
+
+
+def test_a_line_after_one_that_was_cut_off_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 5}\n{"step": 10, "lo')
+    Journal(tmp_path, 10).note({"step": 10})
+    assert [line["step"] for line in read_journal(tmp_path / "log.jsonl")] == [5, 10]
+
+
+def test_processes_part_only_where_none_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To part is to wait for the others, who may wait for one that has failed."""
+    parted: list[int] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *given, **settings: None)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: parted.append(1))
+    with pytest.raises(TrainingError), join_world(CPU.device):
+        raise TrainingError("no finite loss")
+    assert not parted
+    with join_world(CPU.device) as world:
+        assert (world.rank, world.size) == (1, 2)
+    assert parted
 
 
 def test_pictures_are_png_of_the_sizes_they_say(tmp_path: Path) -> None:

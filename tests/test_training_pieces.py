@@ -3,8 +3,9 @@
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from vocalremover.audio import Encoding, write
 from vocalremover.dataset import Catalogue, Sources, Track, load, prepare
-from vocalremover.dataset.cache import RATE, Cache, Entry, checksum, melody_name, write_entry
+from vocalremover.dataset.cache import RATE, Cache, Entry, Recording, checksum, melody_name, write_entry
+from vocalremover.dataset.catalogue import read_catalogue
 from vocalremover.dataset.parcels import pack, unpack
 from vocalremover.errors import InputError
 from vocalremover.training import piece as pieces
@@ -27,7 +29,10 @@ from vocalremover.training.batches import load_batches
 from vocalremover.training.distributed import World
 from vocalremover.training.journal import read_journal
 from vocalremover.training.recipe import Stage, read_recipe
+from vocalremover.training.shelf import Shelf
 from vocalremover.training.shipping import join, split
+from vocalremover.training.state import save_state
+from vocalremover.training.train import Run
 from vocalremover.voxaug import OURS, Mixes, draw
 from vocalremover.voxaug.plans import make_plan
 from vocalremover.voxaug.rendering import Tapes, perform
@@ -101,6 +106,17 @@ def test_what_was_packed_comes_out_as_it_was(cache: Path, parcels: list[Path], t
         else:
             assert np.array_equal(was, now), path.name
     assert unpack(parcels[0].parent, tmp_path / "cache", workers=0) == done, "nothing is decoded twice"
+
+
+def test_a_melody_that_the_catalogue_lists_is_packed_once(cache: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(cache, tmp_path / "cache")
+    page = read_catalogue(other)
+    melody = Recording(melody_name("vocals__a.wav"), "melody/vocals/a.wav", "melody", (), True)
+    page["recordings"].append({key: value for key, value in asdict(melody).items() if key != "parts"})
+    (other / "catalogue.json").write_text(json.dumps(page))
+    pack(other, tmp_path / "parcels", 1 << 20)
+    done = unpack(tmp_path / "parcels", tmp_path / "again", workers=0)
+    assert done.entries == done.of == len(list(cache.glob("*.npy")))
 
 
 def test_parcels_may_come_one_after_the_other(parcels: list[Path], cache: Path, tmp_path: Path) -> None:
@@ -210,13 +226,13 @@ def test_a_piece_measures_ends_and_goes_on(
         left = iter([False] * steps)
         monkeypatch.setattr(pieces.Deadline, "passed", lambda self, left=left: next(left, True))
         done = command(
-            *words(cache, tmp_path / "run", 1000), "--measure", 0.01, "--batch", 1, "--compile-limit", 0,
-            "--ship", tmp_path / "shipped",
+            *words(cache, tmp_path / "run", 1000), "--measure", 0.01, "--batch", 2, "--batch", 1,
+            "--compile-limit", 0, "--ship", tmp_path / "shipped",
         )  # fmt: skip
         assert done.code == 0
         told.append(json.loads(done.out))
     for report in told:
-        assert [speed["batch"] for speed in report["speeds"]] == [1, 2]
+        assert [speed["batch"] for speed in report["speeds"]] == [1, 2], "the run's own comes last"
         assert all(speed["mixing"] > 0 and speed["learning"] > 0 for speed in report["speeds"])
         assert report["left_behind"] == [] and not report["compiled"]
     assert [report["steps"] for report in told] == [1, 3]
@@ -251,6 +267,46 @@ def test_parts_without_a_size_are_refused(command: Callable, cache: Path, tmp_pa
     for call in (packing, words(cache, tmp_path, 1, "--part-mib", size)):
         failed = command(*call)
         assert failed.code == 2 and "is no size" in failed.err
+
+
+def test_a_piece_is_for_one_process(
+    command: Callable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    failed = command(*words(cache, tmp_path / "run", 1))
+    assert failed.code == 2 and "without torchrun" in failed.err and not (tmp_path / "run").exists()
+
+
+def test_a_save_that_takes_long_is_begun_in_time(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a state that is too large to ship, so that shipping tells nothing."""
+    kept: list[float] = []
+
+    def passed(deadline: pieces.Deadline) -> bool:
+        kept.append(deadline.saving)
+        return False
+
+    monkeypatch.setattr(Shelf, "store", lambda shelf, state: save_state(state, shelf.folder / "last.pt") or 20.0)
+    monkeypatch.setattr(pieces.Deadline, "passed", passed)
+    run = Run(read_recipe("thin", changes=TINY, steps=4, save_steps=1), tmp_path / "run", load(cache), workers=0)
+    list(pieces.run_piece(pieces.Piece(run, time.monotonic() + 100, tmp_path / "ship", 10, seconds=0), CPU))
+    assert kept[0] == pieces.RESERVE and kept[-1] >= 2 * 20
+
+
+def test_only_the_batch_of_the_run_is_compiled_and_only_in_time(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    for measurement in ("_rate", "learning_rate_of"):
+        monkeypatch.setattr(pieces, measurement, lambda *given: 1.0)
+    monkeypatch.setattr(pieces, "try_compiled", lambda recipe, device, seconds, limit: limits.append(limit))
+    run = Run(read_recipe("thin", changes=TINY, steps=1), tmp_path / "run", load(cache), workers=0)
+    for left in (1000, 30, 5):
+        piece = pieces.Piece(run, time.monotonic() + left, seconds=0.01)
+        for batch in (1, 2):
+            pieces.measure(piece, CPU, batch)
+    assert limits[0] == 90 and 0 < limits[1] < 20 and len(limits) == 2
 
 
 def test_a_compiler_that_takes_too_long_is_left() -> None:

@@ -96,15 +96,16 @@ def piece_command(
     Measures first how fast examples are mixed and learnt from, and compiles if that pays. Prints the report as JSON.
     """
     began = time.monotonic()
-    from vocalremover.dataset import load
+    from vocalremover.dataset import Sources, load
     from vocalremover.devices import choose_device
-    from vocalremover.training.distributed import join_world
+    from vocalremover.training.distributed import alone
     from vocalremover.training.piece import SHIPPED, Piece, run_piece
     from vocalremover.training.recipe import read_recipe
     from vocalremover.training.shipping import join
     from vocalremover.training.train import Run
-    from vocalremover.training.validation import find_songs
+    from vocalremover.training.validation import files_of, find_songs
 
+    world = alone(choose_device(device))
     if parcels is not None:
         unpack(parcels, cache, workers, quiet)
     if parts is not None and not (out / "last.pt").exists():
@@ -112,17 +113,17 @@ def piece_command(
         say(f"joined {', '.join(joined) or 'nothing'}", -1 if quiet else 0)
     how = read_recipe(recipe, model, changes, minutes=total_minutes)
     how = replace(how, save_minutes=save_minutes)
-    with join_world(choose_device(device)) as world, polite_signals() as received:
+    songs = tuple(find_songs(validation))
+    with polite_signals() as received:
         on_device = mixing == "device" or (mixing == "auto" and world.device.type == "cuda")
-        run = Run(how, out, load(cache), tuple(find_songs(validation)), start, workers, on_device=on_device)
+        catalogue = load(cache, Sources(judged=files_of(songs)))
+        run = Run(how, out, catalogue, songs, start, workers, on_device=on_device)
         piece = Piece(run, began + 60 * minutes, ship, int(part_mib * MEBI), batches, measure, compile_limit)
         told: list[dict[str, Any]] = []
         lines = run_piece(piece, world, lambda: bool(received))
-        speaking = world.first and not quiet
-        (plain if speaking else silent)(reports_aside(lines, told), how)
-        if world.first:
-            emit(json.dumps(told[0], indent=1))
-    end(received[0] if received else 0, speaking)
+        (silent if quiet else plain)(reports_aside(lines, told), how)
+        emit(json.dumps(told[0], indent=1))
+    end(received[0] if received else 0, not quiet)
 
 
 def reports_aside(lines: Iterable[dict[str, Any]], told: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

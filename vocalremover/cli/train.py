@@ -102,7 +102,7 @@ def command(
     from vocalremover.training.distributed import join_world
     from vocalremover.training.recipe import read_recipe
     from vocalremover.training.train import Run
-    from vocalremover.training.validation import find_songs
+    from vocalremover.training.validation import files_of, find_songs
 
     if out is None:
         raise click.UsageError("--out is missing: the folder of the run")
@@ -110,7 +110,7 @@ def command(
         recipe, model, changes, steps=steps, minutes=minutes, precision=precision, seed=seed, compile=compiled
     )
     songs = tuple(find_songs(validation))
-    sources = Sources(instrumentals, vocals, pairs, data, held_out)
+    sources = Sources(instrumentals, vocals, pairs, data, held_out, judged=files_of(songs))
     with join_world(choose_device(device)) as world:
         speaking = world.first and not quiet
         catalogue = decode_together(sources, cache or out / "cache", cache_gb, workers, world, speaking)
@@ -148,7 +148,7 @@ def decode_together(
 
     catalogue = decode(sources, cache, gigabytes, workers, speaking) if world.first else None
     world.wait()
-    return catalogue or load(cache)
+    return catalogue or load(cache, sources)
 
 
 def decode(

@@ -35,8 +35,9 @@ class Sources:
     """Where training audio lies: folders of any formats, folders of songs with their stems, a manifest.csv.
 
     held_out: beginnings of paths, as the manifest names them (or `folder/path` for folders), that are left out.
+    judged: files of the songs to validate on, resolved; recordings made of them are left out as well.
     melodies: whether voices are joined by what `melody.add_melodies` made of them.
-    Without any source, what the cache was last prepared for is taken as it is.
+    Without any source, what the cache was last prepared for is taken, but for what is left out.
     """
 
     instrumentals: tuple[Path, ...] = ()
@@ -45,11 +46,15 @@ class Sources:
     manifest: Path | None = None
     held_out: tuple[str, ...] = ()
     melodies: bool = True
+    judged: frozenset[Path] = frozenset()
 
     @property
     def given(self) -> bool:
         """Whether anything is named."""
         return bool(self.instrumentals or self.vocals or self.pairs or self.manifest)
+
+
+EVERYTHING = Sources()
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,12 @@ class Catalogue:
     credits: str = ""
 
     @cached_property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of all tracks, each once."""
+        tracks = (*self.voices, *self.backings, *(track for song in self.songs for track in song))
+        return tuple(dict.fromkeys(track.path for track in tracks))
+
+    @cached_property
     def partners(self) -> dict[Path, Track]:
         """The instrumental of every song by the path of its vocals."""
         return {vocals.path: instrumental for vocals, instrumental in self.songs}
@@ -119,7 +130,7 @@ def prepare(
     """
     store = Cache(cache)
     if not sources.given:
-        return load(cache)
+        return _drawable(load(cache, sources))
     recordings, problems = list_recordings(sources)
     missing = [recording for recording in recordings if store.find(recording, verify) is None]
     chosen = list(_fitting(missing, recordings, store, limit_bytes, problems))
@@ -131,21 +142,36 @@ def prepare(
     catalogue = arrange(usable, store, tuple(problems))
     page = credit(_rows(usable, sources))
     _save(cache / "catalogue.json", usable, problems, page)
+    return _drawable(replace(catalogue, credits=page))
+
+
+def load(cache: Path, leaving: Sources = EVERYTHING) -> Catalogue:
+    """The catalogue that the cache was last prepared for, without a look at the sources. Raises InputError.
+
+    leaving: whose `held_out` and `judged` are left out, as are the melodies made of them.
+    """
+    saved, recordings = read_catalogue(cache), saved_recordings(cache)
+    store, problems = Cache(cache), list(saved["problems"])
+    recordings.extend(melody for melody in _melodies(recordings, store) if melody not in recordings)
+    out = set()
+    for recording in recordings:
+        entry = store.entries.get(recording.name)
+        files = (Path(source.path) for source in entry.sources) if entry else ()
+        if _is_left(recording, files, leaving, problems):
+            out |= {recording.name, melody_name(recording.name)}
+    left = [recording for recording in recordings if recording.name not in out]
+    gone = [recording for recording in left if not store.path(recording.name).exists()]
+    problems.extend(f"{recording.source}: gone from the cache." for recording in gone)
+    usable = [recording for recording in left if recording not in gone]
+    return replace(arrange(usable, store, tuple(problems)), credits=saved["credits"])
+
+
+def _drawable(catalogue: Catalogue) -> Catalogue:
+    """The same; InputError where it has no voice or no backing."""
     if not (catalogue.voices and catalogue.backings):
         lacking = "backing" if catalogue.voices else "voice"
-        raise InputError("; ".join([f"there is no usable {lacking} in the training audio", *problems[:3]]))
-    return replace(catalogue, credits=page)
-
-
-def load(cache: Path) -> Catalogue:
-    """The catalogue that the cache was last prepared for, without a look at the sources. Raises InputError."""
-    saved, recordings = read_catalogue(cache), saved_recordings(cache)
-    store = Cache(cache)
-    recordings.extend(melody for melody in _melodies(recordings, store) if melody not in recordings)
-    gone = [recording for recording in recordings if not store.path(recording.name).exists()]
-    problems = [*saved["problems"], *(f"{recording.source}: gone from the cache." for recording in gone)]
-    usable = [recording for recording in recordings if recording not in gone]
-    return replace(arrange(usable, store, tuple(problems)), credits=saved["credits"])
+        raise InputError("; ".join([f"there is no usable {lacking} in the training audio", *catalogue.problems[:3]]))
+    return catalogue
 
 
 def saved_recordings(cache: Path) -> list[Recording]:
@@ -190,13 +216,23 @@ def list_recordings(sources: Sources) -> tuple[list[Recording], list[str]]:
     recordings: dict[str, Recording] = {}
     problems: list[str] = []
     for recording in _listed(sources, problems):
-        if recording.source.startswith(sources.held_out):
+        if _is_left(recording, (path for path, _ in recording.parts), sources, problems):
             continue
         if recording.name in recordings:
             # The full path tells two files apart whose folders have the same name.
             recording = replace(recording, name=str(recording.parts[0][0].absolute()).replace(os.sep, "__").strip("_"))
         recordings[recording.name] = recording
     return list(recordings.values()), problems
+
+
+def _is_left(recording: Recording, files: Iterable[Path], sources: Sources, problems: list[str]) -> bool:
+    """Whether a recording made of these files is left out; a sentence where nobody has asked for that by its name."""
+    if recording.source.startswith(sources.held_out):
+        return True
+    judged = bool(sources.judged) and any(path.resolve() in sources.judged for path in files)
+    if judged:
+        problems.append(f"{recording.source}: left out, because it is validated on.")
+    return judged
 
 
 def _listed(sources: Sources, problems: list[str]) -> Iterator[Recording]:

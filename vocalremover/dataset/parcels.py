@@ -127,10 +127,12 @@ def unpack(parcels: Path, cache: Path, workers: int = 1, progress: Progress | No
 
 def _items(cache: Path, store: Cache, folder: Path) -> Iterator[tuple[str, Item]]:
     """Everything that travels, with the name of what it has to travel with; what is not compressed is, in `folder`."""
+    sent: set[str] = set()  # a melody goes with its voice, and not again where the catalogue lists it as well
     for recording in saved_recordings(cache):
         song = str(Path(recording.source).parent) if recording.kind == "multitrack" else recording.name
         for name, mono in ((recording.name, recording.mono), (melody_name(recording.name), True)):
-            if _is_there(store, name):
+            if name not in sent and _is_there(store, name):
+                sent.add(name)
                 entry = store.entries[name]
                 file = _original(entry) or _encode(store.path(name), folder / f"{entry.crc32:08x}.opus")
                 yield song, Item(entry, mono, file)

@@ -145,8 +145,7 @@ def hold_tapes(catalogue: Catalogue, device: torch.device) -> Tapes | None:
     would take more than a third of the device's free memory."""
     if device.type != "cuda":
         return None
-    tracks = (*catalogue.voices, *catalogue.backings, *(track for song in catalogue.songs for track in song))
-    size = sum(path.stat().st_size for path in {track.path for track in tracks})
+    size = sum(path.stat().st_size for path in catalogue.paths)
     return Tapes(catalogue, device) if 3 * size < torch.cuda.mem_get_info(device)[0] else None
 
 

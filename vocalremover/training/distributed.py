@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
+from vocalremover.errors import UsageError
+
 PATIENCE = timedelta(hours=6)  # for the longest validation or decoding that one process may do for all
 
 Item = TypeVar("Item")
@@ -40,10 +42,6 @@ class World:
         distributed.all_reduce(numbers)
         return (numbers / self.size).tolist()
 
-    def any(self, wishes: Sequence[bool]) -> list[bool]:
-        """Which of some wishes any of the processes has."""
-        return [share > 0 for share in self.mean([float(wish) for wish in wishes])]
-
     def gather(self, items: Sequence[Item]) -> list[Item]:
         """The items of all processes, those of rank 0 first, in every process."""
         if self.size == 1:
@@ -61,7 +59,7 @@ class World:
 @contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
     """The world that torchrun's environment tells of; with several GPUs in a machine each process takes its own."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _size()
     if size == 1:
         yield World(0, 1, device)
         return
@@ -69,7 +67,18 @@ def join_world(device: torch.device) -> Iterator[World]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield World(distributed.get_rank(), size, device)
-    finally:
-        distributed.destroy_process_group()
+    yield World(distributed.get_rank(), size, device)
+    # Not where an error leaves: NCCL would wait here for the others, who wait for this process. Its end is what makes
+    # torchrun end them.
+    distributed.destroy_process_group()
+
+
+def alone(device: torch.device) -> World:
+    """The world of one process, for what several cannot share. UsageError where torchrun has started several."""
+    if _size() > 1:
+        raise UsageError("this is for one process: start it without torchrun")
+    return World(0, 1, device)
+
+
+def _size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

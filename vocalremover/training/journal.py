@@ -12,13 +12,13 @@ class Journal:
     """`log.jsonl` in the run's folder, and `tensorboard/` beside it; a file is complete after every line."""
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False) -> None:
-        """Lines of an earlier piece that are about steps after `step`, which will be taken again, are forgotten."""
+        """Lines of an earlier piece that are about steps after `step`, which will be taken again, are forgotten; so is
+        one that was cut off."""
         self.path = folder / "log.jsonl"
-        lines = read_journal(self.path)
-        kept = [line for line in lines if line["step"] <= step]
-        if len(kept) < len(lines):
+        kept = "".join(f"{json.dumps(line)}\n" for line in read_journal(self.path) if line["step"] <= step)
+        if self.path.exists() and self.path.read_text(encoding="utf-8") != kept:
             partial = self.path.with_suffix(".part")
-            partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
+            partial.write_text(kept, encoding="utf-8")
             partial.replace(self.path)
         self._writer = _writer(folder / "tensorboard", step) if tensorboard else None
 

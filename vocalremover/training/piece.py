@@ -72,7 +72,7 @@ class Speed:
 
 @dataclass
 class Deadline:
-    """When training has to stop so that there is time to save. saving: how long that takes, in seconds."""
+    """When training has to stop so that there is time to save. saving: seconds to keep for that and for shipping."""
 
     ends: float
     saving: float = RESERVE
@@ -83,10 +83,11 @@ class Deadline:
 
 
 def run_piece(piece: Piece, world: World, stopping: Callable[[], bool] = lambda: False) -> Iterator[Line]:
-    """Measure, train until the time is over and ship; yields the lines of the log, the report last."""
+    """Measure, train until the time is over and ship; yields the lines of the log, the report last. world: of one."""
     run, began = piece.run, time.monotonic()
     own = run.recipe.stages[0].batch
-    speeds = [measure(piece, world, batch) for batch in dict.fromkeys((*piece.batches, own))] if piece.seconds else []
+    sizes = [*(batch for batch in dict.fromkeys(piece.batches) if batch != own), own]
+    speeds = [measure(piece, world, batch) for batch in sizes] if piece.seconds else []
     compiling = run.recipe.compile
     if speeds and piece.compiling:
         compiling = (speeds[-1].compiled or 0.0) > GAIN * speeds[-1].learning
@@ -96,24 +97,25 @@ def run_piece(piece: Piece, world: World, stopping: Callable[[], bool] = lambda:
         "speeds": [vars(speed) | {"best": speed.best} for speed in speeds],
         "measured_seconds": time.monotonic() - began,
     }  # fmt: skip
-    deadline, stamp, lines = Deadline(piece.ends), _stamp(run.out), []
+    deadline, stamp, saving, lines = Deadline(piece.ends), _stamp(run.out), 0.0, []
     for line in train(run, world, lambda: stopping() or deadline.passed()):
         yield line
         lines.append(line)
-        if world.first and _stamp(run.out) != stamp:
+        saving = line.get("saving", saving)
+        if _stamp(run.out) != stamp:
             started = time.monotonic()
             ship(run.out, piece.ship, piece.part)
-            deadline.saving = max(3.0, 4 * (time.monotonic() - started))
+            deadline.saving = max(3.0, 2 * (saving + time.monotonic() - started))
             stamp = _stamp(run.out)
     report |= summarise(lines, speeds[-1].best if speeds else None)
-    if world.first:
-        report["left_behind"] = ship(run.out, piece.ship, piece.part)
-        _write_report(report, piece.ship or run.out)
+    report["left_behind"] = ship(run.out, piece.ship, piece.part)
+    _write_report(report, piece.ship or run.out)
     yield report
 
 
 def measure(piece: Piece, world: World, batch: int) -> Speed:
-    """How fast examples are mixed and learnt from, each alone, in batches of one size."""
+    """How fast examples are mixed and learnt from, each alone, in batches of one size; compiled for the run's own."""
+    own = batch == piece.run.recipe.stages[0].batch
     stage = replace(piece.run.recipe.stages[0], batch=batch)
     recipe = replace(piece.run.recipe, stages=(stage,), compile=False)
     with TemporaryDirectory() as folder:
@@ -127,7 +129,8 @@ def measure(piece: Piece, world: World, batch: int) -> Speed:
             torch.cuda.reset_peak_memory_stats(world.device)
         learning = learning_rate_of(run, world, piece.seconds)
         used = torch.cuda.max_memory_allocated(world.device) / 1e9 if world.device.type == "cuda" else 0.0
-    compiled = try_compiled(recipe, world.device, piece.seconds, piece.compiling) if piece.compiling else None
+    limit = min(piece.compiling, piece.ends - time.monotonic() - RESERVE) if own else 0
+    compiled = try_compiled(recipe, world.device, piece.seconds, limit) if limit > 0 else None
     return Speed(batch, mixing, learning, compiled, used)
 
 
@@ -153,6 +156,7 @@ def try_compiled(recipe: Recipe, device: torch.device, seconds: float, limit: fl
 
     What the compiler made stays in its cache on disk, so that the run itself compiles sooner.
     """
+    torch.cuda.empty_cache()  # what was measured here leaves its memory to the other process
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_try, args=(recipe, str(device), seconds, theirs))

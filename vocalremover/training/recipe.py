@@ -5,6 +5,7 @@ V1), 5000d3d (V2b, GAN), a6786372 (V7, V10) and 9da2cd8 (primer), where these st
 not exist is refused, so that a misspelt word never trains for days with its default.
 """
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
@@ -181,8 +182,12 @@ def read_recipe(
     """
     if name_or_path is None:
         model = model or "default"
-        name_or_path = OWN_RECIPE.get(model) or LIKE.get(model) or _family(model)
-    tree = _load(str(name_or_path))
+        tree = _load(OWN_RECIPE.get(model) or LIKE.get(model) or _family(model))
+        if model in MODELS:  # whose network may end sooner than that of the model that the recipe was written for
+            most = MODELS[model].most_frames or math.inf
+            tree["stages"] = [stage for stage in tree["stages"] if stage["frames"] <= most]
+    else:
+        tree = _load(str(name_or_path))
     if model is not None:
         tree["model"] = model
     tree |= {key: value for key, value in settings.items() if value is not None}

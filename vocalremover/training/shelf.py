@@ -46,14 +46,16 @@ class Shelf:
             self._journal.note(rounded)
         return rounded
 
-    def store(self, state: State) -> None:
-        """All that the run needs to go on, and the averaged weights to separate with."""
+    def store(self, state: State) -> float:
+        """All that the run needs to go on, and the averaged weights to separate with; the seconds that it took."""
         if not self.world.first:
-            return
+            return 0.0
+        began = time.monotonic()
         save_state(state, self.folder / "last.pt")
         self._weights("last", state)
         if state.best is None:
             self._weights("best", state)  # without songs to validate on, the last is the best there is
+        return time.monotonic() - began
 
     def examine(self, state: State, songs: Sequence[Multitrack]) -> Iterator[Line]:
         """Draw the losses; score the songs, and keep the weights if none were better; yields the line for the log."""
@@ -114,10 +116,10 @@ class Clock:
 
 
 class Tally:
-    """Means over the steps since the last line of the log."""
+    """Means over the steps since the last line of the log. saving: seconds that the last save took."""
 
     def __init__(self) -> None:
-        self._waited = 0.0
+        self.saving = self._waited = 0.0
         self._clear()
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -151,6 +153,7 @@ class Tally:
             "rate": self._rate,
             "examples_per_second": self._examples / seconds,
             "waiting": self._waited / seconds,
+            "saving": self.saving,
             "skipped": state.broken[0],
         }
         self._clear()

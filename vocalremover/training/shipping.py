@@ -20,7 +20,7 @@ def split(path: Path, folder: Path, limit: int) -> list[Path]:
     """Cut a file into parts of at most `limit` bytes, in a folder where they take the place of its earlier ones."""
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()[:DIGITS]
-    count = max(1, -(-len(content) // limit))
+    count = count_parts(len(content), limit)
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / "coming"
     staging.mkdir(exist_ok=True)

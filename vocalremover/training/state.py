@@ -8,6 +8,7 @@ import os
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def load_state(state: State, path: Path) -> bool:
         for name, player in state.players.items():
             held = content["players"][name]
             player.network.load_state_dict(held["network"])
-            player.optimizer.load_state_dict(held["optimizer"])
+            player.optimizer.load_state_dict(_with_settings(held["optimizer"], player.optimizer))
             player.scaler.load_state_dict(held["scaler"])
         if content["averaged"].keys() != state.averaged.keys():
             raise KeyError("averaged")
@@ -74,6 +75,12 @@ def load_state(state: State, path: Path) -> bool:
     except (KeyError, ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise TrainingError(f"{path} is damaged or of another run: choose another --out, or delete it") from error
     return True
+
+
+def _with_settings(held: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimiser kept of its steps, with the settings of today: the recipe may have changed since."""
+    groups = zip(held["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
+    return held | {"param_groups": [old | new | {"params": old["params"]} for old, new in groups]}
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

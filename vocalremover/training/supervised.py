@@ -87,6 +87,11 @@ def check(recipe: Recipe, spec: ModelSpec) -> None:
     if lacking or len(spec.outputs) > 2 or len(spec.instruments) > 2:
         names = ", ".join(lacking or spec.instruments)
         raise UsageError(f"{spec.name} gives {names}, and the training data hold vocals and instrumentals only")
+    longest = max(stage.frames for stage in recipe.stages)
+    if spec.most_frames and longest > spec.most_frames:
+        raise UsageError(f"{spec.name} takes {spec.most_frames} frames at most, and a stage has {longest}")
+    if recipe.mixup and min(stage.batch for stage in recipe.stages) < 2:
+        raise UsageError("mixup mixes the examples of a batch: set every stage's batch to at least 2, or mixup=0")
     if "activity" in recipe.losses and spec.network != "newft_gan":
         raise UsageError(f"{spec.name} does not tell where a voice is: the loss activity is for newft_gan")
 

@@ -61,14 +61,15 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
     shelf = Shelf(run.out, run.recipe, spec, world, state.step, run.catalogue.credits, run.tensorboard)
     clock, tally = Clock(run.recipe, state), Tally()
     for stage, batches in stages(run, state, spec, world, tally):
-        state.minutes = clock.minutes()
-        hurry, over, save, check = world.any([stopping(), *clock.wishes(state)])
-        if check or (over and not hurry and state.step > clock.validated[1]):
+        # One clock for all: processes that follow their own learn at rates of their own, and end at other steps.
+        state.minutes, stopped = world.mean([clock.minutes(), float(stopping())])
+        hurry, (over, save, check) = stopped > 0, clock.wishes(state)
+        if not hurry and (check or (over and state.step > clock.validated[1])):
             clock.validated = state.minutes, state.step
             yield from shelf.examine(state, run.songs)
         if save or check or over or hurry:
             clock.saved = state.minutes, state.step
-            shelf.store(state)
+            tally.saving = shelf.store(state)
         if over or hurry:
             return
         losses, numbers, norm, rate = advance(run, state, stage, batches, spec, world)
@@ -110,7 +111,10 @@ def begin(run: Run, world: World) -> tuple[ModelSpec, State]:
             raise UsageError(f"{run.start} does not fit the recipe's network: leave the arguments alone") from error
     players = {"network": make_player(network, recipe.optimiser, precision, world, recipe.compile)}
     if recipe.kind == "gan":
-        settings = replace(recipe.optimiser, learning_rate=recipe.adversary.learning_rate, freeze=(), layer_decay=1.0)
+        settings = replace(
+            recipe.optimiser, learning_rate=recipe.adversary.learning_rate, freeze=(), layer_decay=1.0,
+            matrix_rate=None, plain=(),
+        )  # fmt: skip
         players["judge"] = make_player(gan.make_judge(recipe, spec), settings, precision, world, recipe.compile)
     return spec, State(players, copy_weights(network))
 

@@ -1,6 +1,6 @@
 """How good a network is on songs that it never heard: separated whole, by the Separator that a user runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +27,12 @@ def find_songs(folder: Path | None) -> list[Multitrack]:
     if folder is not None and not songs:
         raise InputError(f"{folder} holds no song to validate on: it takes its vocals and its mixture or instrumental")
     return songs
+
+
+def files_of(songs: Iterable[Multitrack]) -> frozenset[Path]:
+    """All that the songs are made of, resolved."""
+    parts = (part for song in songs for part in (*song.mixture, *song.vocals, *song.instrumental))
+    return frozenset(path.resolve() for path, _ in parts)
 
 
 def load_song(song: Multitrack, rate: int) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,7 @@ class Tapes:
 
     def __init__(self, catalogue: Catalogue, device: str | torch.device) -> None:
         """Reads everything: as many bytes as the cache has."""
-        tracks = (*catalogue.voices, *catalogue.backings, *(track for song in catalogue.songs for track in song))
-        stored = {path: np.load(path, mmap_mode="r") for path in dict.fromkeys(track.path for track in tracks)}
+        stored = {path: np.load(path, mmap_mode="r") for path in catalogue.paths}
         self.places: dict[Path, Place] = {}
         total = 0
         for path, audio in stored.items():
