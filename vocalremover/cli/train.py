@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vocalremover.cli.output import PLAIN_SECONDS, say
+from vocalremover.cli.output import PLAIN_SECONDS, emit, say
 from vocalremover.durations import clock
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def command(
         run = Run(how, out, catalogue, songs, start, workers, tensorboard, on_device)
         stopped = follow(run, world, speaking)
         if speaking and not stopped:
-            click.echo(out / "best.safetensors")
+            emit(out / "best.safetensors")
     end(stopped, speaking)
 
 
@@ -137,7 +137,7 @@ def prepare_command(
         raise click.UsageError("--cache is missing: the folder for decoded audio")
     sources = Sources(instrumentals, vocals, pairs, data, held_out)
     decode(sources, cache, cache_gb, workers, not quiet, verify)
-    click.echo(cache)
+    emit(cache)
 
 
 def decode_together(
