@@ -13,7 +13,7 @@ def pairs_of(channels: int, layout: str | None) -> Tensor:
 
     A left and a right loudspeaker belong together; where no name tells them, two neighbours do.
     """
-    names = speakers(layout or LAYOUTS.get(channels, ""))
+    names = speakers(layout or LAYOUTS.get(channels, "")) if channels > 2 else []
     if len(set(names)) != channels:
         return tensor([(first, min(first + 1, channels - 1)) for first in range(0, channels, 2)])
     right_of = {name: right for name in names if (right := name.replace("L", "R")) != name and right in names}
