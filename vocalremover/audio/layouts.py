@@ -1,10 +1,43 @@
-"""Which channels of a song belong together: a number of channels and FFmpeg's name for their order in, pairs out."""
+"""Where the loudspeakers of a song stand: FFmpeg's name for their order, and which of its channels belong together."""
 
+import re
 from functools import lru_cache
+from itertools import pairwise
 
+import av
 from torch import Tensor, tensor
 
-from vocalremover.audio.sources import LAYOUTS, speakers
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+# FFmpeg's names of the loudspeakers in its own order, in which a layout has them unless it is a custom one.
+NAMES = (
+    "FL FR FC LFE BL BR FLC FRC BC SL SR TC TFL TFC TFR TBL TBC TBR DL DR WL WR SDL SDR LFE2 TSL TSR BFC BFL BFR "
+    "SSL SSR TTL TTR BIL BIR"
+).split()
+
+
+def layout_name(name: str, channels: int) -> str:
+    """FFmpeg's name of the loudspeakers, or the usual one for that many channels where the file does not say.
+
+    One or two channels have the usual one whatever the file says: no format has a place for another.
+    """
+    if channels > 2 and name and not name.endswith("channels"):
+        return name
+    return LAYOUTS.get(channels, f"{channels} channels")
+
+
+def is_custom(name: str) -> bool:
+    """Whether a layout by this name of FFmpeg's has its loudspeakers in another order than FFmpeg's own."""
+    listed = re.fullmatch(r"\d+ channels \((.+)\)", name)
+    places = [NAMES.index(each) if each in NAMES else -1 for each in listed[1].split("+")] if listed else []
+    return any(later <= earlier for earlier, later in pairwise([-1, *places]))
+
+
+def speakers(layout: str) -> list[str]:
+    """FFmpeg's name of each channel's loudspeaker; none where it does not know the layout."""
+    try:
+        return [channel.name for channel in av.AudioLayout(layout).channels]
+    except ValueError:
+        return []
 
 
 @lru_cache(maxsize=16)

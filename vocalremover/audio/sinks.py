@@ -17,8 +17,8 @@ from av.stream import Disposition
 
 from vocalremover.audio import tags
 from vocalremover.audio.integers import Quantiser, interleaved
+from vocalremover.audio.layouts import NAMES, speakers
 from vocalremover.audio.ogg import OggTagger
-from vocalremover.audio.sources import NAMES, speakers
 from vocalremover.audio.tags import Tags
 
 PIECE = 1 << 14

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,14 +19,9 @@ from av.audio import AudioStream
 from av.audio.codeccontext import AudioCodecContext
 from av.container import InputContainer
 
+from vocalremover.audio.layouts import LAYOUTS, is_custom, layout_name
 from vocalremover.audio.ogg import is_chained
 
-LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-# FFmpeg's names of the loudspeakers in its own order, in which a layout has them unless it is a custom one.
-NAMES = (
-    "FL FR FC LFE BL BR FLC FRC BC SL SR TC TFL TFC TFR TBL TBC TBR DL DR WL WR SDL SDR LFE2 TSL TSR BFC BFL BFR "
-    "SSL SSR TTL TTR BIL BIR"
-).split()
 # wav, RF64, W64, flac, ogg, aiff, caf, au.
 SNDFILE_BEGINNINGS = {b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff", b".snd"}
 # FFmpeg's sample formats: their type and the value that is full scale; unsigned 8 bit is moved to the middle first.
@@ -274,31 +268,6 @@ class FFmpegSource:
         end = round((last.pts + last.duration - max(0, stream.start_time or 0)) * stream.time_base * self.rate)
         # What differs by less than a tick of the edit list's clock (often 1/600 or 1/1000 s) is the same end.
         return end if abs(end - edited) <= self.rate / mp4_ticks(self._path) else min(end, edited)
-
-
-def layout_name(name: str, channels: int) -> str:
-    """FFmpeg's name of the loudspeakers, or the usual one for that many channels where the file does not say.
-
-    One or two channels have the usual one whatever the file says: no format has a place for another.
-    """
-    if channels > 2 and name and not name.endswith("channels"):
-        return name
-    return LAYOUTS.get(channels, f"{channels} channels")
-
-
-def is_custom(name: str) -> bool:
-    """Whether a layout by this name of FFmpeg's has its loudspeakers in another order than FFmpeg's own."""
-    listed = re.fullmatch(r"\d+ channels \((.+)\)", name)
-    places = [NAMES.index(each) if each in NAMES else -1 for each in listed[1].split("+")] if listed else []
-    return any(later <= earlier for earlier, later in pairwise([-1, *places]))
-
-
-def speakers(layout: str) -> list[str]:
-    """FFmpeg's name of each channel's loudspeaker; none where it does not know the layout."""
-    try:
-        return [channel.name for channel in av.AudioLayout(layout).channels]
-    except ValueError:
-        return []
 
 
 def is_for_sndfile(path: Path) -> bool:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import TracebackType
 from typing import BinaryIO
 
@@ -20,9 +21,9 @@ import soundfile
 import torch
 from torch import Tensor
 
+from vocalremover.audio.layouts import LAYOUTS
 from vocalremover.audio.resampling import Resampler
 from vocalremover.audio.sinks import FFmpegSink, OutFile, WavSink, XiphSink
-from vocalremover.audio.sources import LAYOUTS
 from vocalremover.audio.tags import Tags
 from vocalremover.errors import AudioError, UsageError
 
@@ -201,7 +202,9 @@ class Writer:
             raise self._translated(error) from error
 
     def _aside(self, call: Callable, *arguments: object) -> object:
-        """Calls the encoder in a thread of its own: what a signal raises in the main thread, its callbacks lose."""
+        """Calls the encoder anywhere but in the main thread: what a signal raises there, its callbacks lose."""
+        if current_thread() is not main_thread():
+            return call(*arguments)
         return self._thread.submit(call, *arguments).result()
 
     def _finish(self) -> None:

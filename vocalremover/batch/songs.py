@@ -89,15 +89,15 @@ def _expanded(inputs: Iterable[str | os.PathLike]) -> Iterator[Path | Song]:
 
 def _listed(path: Path) -> Iterator[Path]:
     try:
-        text = path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"the list {path} cannot be read: {error.strerror}") from error
-    wide = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    lines = text.decode(*(("utf-16", "replace") if wide else ("utf-8-sig", "surrogateescape")))
-    if "\0" in lines:
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16", "replace") if wide else content.decode("utf-8-sig", "surrogateescape")
+    if "\0" in text:
         raise InputError(f"the list {path} is no text")
     # Not splitlines: a file's name may hold the rarer line breaks.
-    for line in lines.split("\n"):
+    for line in text.split("\n"):
         if line.strip() and not line.startswith("#"):
             yield path.parent / line.removesuffix("\r")
 

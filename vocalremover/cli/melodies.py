@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vocalremover.cli.output import emit, say
-from vocalremover.cli.train import countable
+from vocalremover.cli.train import Size
 
 if TYPE_CHECKING:
     from vocalremover.dataset.cache import Entry
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("melodies")
 @click.option("--cache", required=True, type=click.Path(path_type=Path), metavar="DIR", help="What prepare has filled.")
-@click.option(
-    "--cache-gb", type=click.FloatRange(min=0), callback=countable, help="The most the cache may take.  [default: any]"
-)
+@click.option("--cache-gb", type=Size(min=0), help="The most the cache may take.  [default: any]")
 @click.option(
     "--kind", "kinds", multiple=True, default=("speech", "syllables"), show_default=True, metavar="KIND",
     help="Whose voices sing; several times.",

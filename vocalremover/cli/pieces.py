@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from vocalremover.cli.output import PLAIN_SECONDS, emit, say
-from vocalremover.cli.train import countable, end, plain, polite_signals, silent
+from vocalremover.cli.train import Size, end, plain, polite_signals, silent
 
 FOLDER = click.Path(path_type=Path)
 MEBI = 1 << 20
@@ -21,14 +21,7 @@ MEBI = 1 << 20
 @click.command("pack")
 @click.argument("cache", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@click.option(
-    "--piece-mib",
-    default=50.0,
-    show_default=True,
-    type=click.FloatRange(min=0.1),
-    callback=countable,
-    help="The most of a file.",
-)
+@click.option("--piece-mib", default=50.0, show_default=True, type=Size(min=0.1), help="The most of a file.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def pack_command(cache: Path, out: Path, piece_mib: float, quiet: bool) -> None:
     """Packs a prepared CACHE into files of a limited size in OUT, to be unpacked on another machine.
@@ -62,14 +55,7 @@ def unpack_command(parcels: Path, cache: Path, workers: int, quiet: bool) -> Non
 @click.option("--unpack", "parcels", type=FOLDER, metavar="DIR", help="First unpack what is there into the cache.")
 @click.option("--join", "parts", type=FOLDER, metavar="DIR", help="First join the state that a piece has shipped.")
 @click.option("--ship", type=FOLDER, metavar="DIR", help="For what travels on: state, weights, log and report.")
-@click.option(
-    "--part-mib",
-    default=15.0,
-    show_default=True,
-    type=click.FloatRange(min=0.01),
-    callback=countable,
-    help="The most of a file.",
-)
+@click.option("--part-mib", default=15.0, show_default=True, type=Size(min=0.01), help="The most of a file.")
 @click.option("--recipe", metavar="NAME|FILE", help="As train takes it.")
 @click.option("--model", metavar="NAME", help="As train takes it.")
 @click.option("--set", "changes", multiple=True, metavar="SETTING=VALUE", help="Any setting of the recipe.")

@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 FOLDER = click.Path(path_type=Path)
 
 
-def countable(context: click.Context, parameter: click.Parameter, size: float | None) -> float | None:
-    """A number of GB or MiB as it is; BadParameter for nan, inf and what is as good as inf in bytes."""
-    if size is not None and not math.isfinite(size * 1e9):
-        raise click.BadParameter(f"{size} is no size; write a number, or leave it out", context, parameter)
-    return size
+class Size(click.FloatRange):
+    """A number of GB or MiB; nan, inf and what is as good as inf in bytes are refused."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, as click asks for it."""
+        size = super().convert(value, param, ctx)
+        if not math.isfinite(size * 1e9):
+            self.fail(f"{size} is no size; write a number, or leave it out", param, ctx)
+        return size
 
 
 def audio_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -50,10 +54,7 @@ def audio_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--held-out", multiple=True, metavar="PREFIX", help="Leave out paths that begin so."),
         click.option("--cache", type=FOLDER, metavar="DIR", help="For decoded audio, about 10 MB a minute."),
-        click.option(
-            "--cache-gb", type=click.FloatRange(min=0), callback=countable,
-            help="The most the cache may take.  [default: any]",
-        ),
+        click.option("--cache-gb", type=Size(min=0), help="The most the cache may take.  [default: any]"),
         click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="For the audio."),
     )  # fmt: skip
     for option in reversed(options):
