@@ -56,3 +56,27 @@ def test_calibration_centres_every_bin() -> None:
     seen = (level - means) * scales
     torch.testing.assert_close(seen.mean(dim=(0, 1, 3)), torch.zeros(256), atol=1e-4, rtol=0)
     torch.testing.assert_close(seen.std(dim=(0, 1, 3)), torch.ones(256), atol=0.02, rtol=0)
+
+
+def test_no_level_can_outgrow_the_others() -> None:
+    """However large the maps of a level become in training, the rest is still heard, and learns."""
+    tuned = network(((64, 2), (192, 6))).train()
+    magnitude = torch.rand(2, 2, 257, 64)
+    before = tuned(magnitude)
+    with torch.no_grad():
+        for change in (*tuned.downs, *tuned.ups, *(decoder.shortcut for decoder in tuned.decoders)):
+            change[0].weight.mul_(1000.0)
+    after = tuned(magnitude)
+    torch.testing.assert_close(after, before, atol=2e-3, rtol=0)
+    after.mean().backward()
+    for name, parameter in tuned.named_parameters():
+        assert parameter.grad.any(), name
+
+
+def test_frames_far_apart_are_heard_by_attention_alone() -> None:
+    tuned = network(((64, 2), (192, 6)))
+    magnitude = torch.rand(1, 2, 257, 400)
+    other = torch.cat((magnitude[..., :200], torch.rand(1, 2, 257, 200)), dim=-1)
+    assert not torch.equal(tuned(magnitude)[..., :50], tuned(other)[..., :50])
+    tuned.attend = torch.zeros_like
+    assert torch.equal(tuned(magnitude)[..., :50], tuned(other)[..., :50])

@@ -1,14 +1,18 @@
-"""Renderings that are heard again: what an example is depends on its number alone."""
+"""Renderings that are heard again: what an example is depends on its number and the renderings alone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
-from vocalremover.voxaug.reuse import GAIN_DB, Shelf
+from vocalremover.voxaug.keys import WINDOW, pitch_classes
+from vocalremover.voxaug.reuse import GAIN_DB, Rendering, Shelf
 
 LENGTH = 50
-SHELF = Shelf(seed=3, times=4, places=6, samples=20)
+RATE = 44100
+SHELF = Shelf(seed=3, times=4, places=6, candidates=1, samples=20, rate=RATE)
 
 
 def rendering(number: int) -> Tensor:
@@ -48,10 +52,11 @@ def test_the_first_time_a_rendering_is_heard_as_it_was_drawn() -> None:
 
 def test_other_times_a_voice_of_the_shelf_meets_a_backing_of_the_shelf() -> None:
     pairs, ratios = set(), []
+    held = {number: SHELF.rendering(rendering(number)) for number in range(40)}
     for number, (mixture, vocals) in enumerate(batches_from(0, 30)):
         if number % SHELF.times == 0:
             continue
-        voice, backing = SHELF.sources(number)
+        voice, backing = SHELF.sources(number, held)
         newest = max(number // SHELF.times, SHELF.places - 1)
         assert newest - SHELF.places < min(voice, backing) and max(voice, backing) <= newest
         pairs.add((voice, backing))
@@ -81,3 +86,35 @@ def test_no_more_is_held_than_the_shelf_has_places() -> None:
 
     for taken, _ in SHELF.batches(counted, iter([list(range(k, k + 4)) for k in range(0, 200, 4)])):
         assert handed <= max(taken[-1] // SHELF.times + 1, SHELF.places) + 3
+
+
+def chord(*notes: int, loudness: float = 0.1) -> Tensor:
+    """Semitones above 220 Hz, two seconds of stereo."""
+    time = torch.arange(2 * RATE) / RATE
+    return loudness * sum(torch.sin(2 * torch.pi * 220 * 2 ** (note / 12) * time) for note in notes).repeat(2, 1)
+
+
+def test_pitch_classes_tell_the_notes_whatever_their_octave_and_level() -> None:
+    minor = pitch_classes(chord(0, 3, 7), RATE)
+    assert minor.topk(3).indices.sort().values.tolist() == [0, 3, 7]
+    assert float(minor.norm()) == pytest.approx(1) and float(minor.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(minor @ pitch_classes(chord(12, 15, 19, loudness=0.001), RATE)) > 0.95
+    assert float(minor @ pitch_classes(chord(2, 5, 9), RATE)) < 0
+    assert float(minor @ pitch_classes(chord(0, 3, 7).flip(0) * torch.tensor([[1.0], [-1.0]]), RATE)) > 0.999
+    assert not pitch_classes(torch.zeros(2, 2 * RATE), RATE).any()
+    assert pitch_classes(chord(0)[:, : WINDOW // 2], RATE).argmax() == 0
+
+
+def test_a_voice_meets_the_backing_of_its_key() -> None:
+    """Renderings 0 to 11, each a voice alone on its note over a chord that has it."""
+    held: dict[int, Rendering] = {}
+    for number in range(12):
+        voice, backing = chord(number), chord(number, number + 4, number + 7)
+        held[number] = SHELF.rendering(torch.stack((voice + backing, voice)))
+    scores = {}
+    for candidates in (1, 6):
+        shelf = replace(SHELF, places=12, candidates=candidates)
+        pairs = [shelf.sources(number, held) for number in range(48) if number % shelf.times]
+        scores[candidates] = sum(float(held[voice].voice @ held[backing].backing) for voice, backing in pairs) / 36
+        assert len({backing for _, backing in pairs}) > 6
+    assert scores[1] < 0.3 and scores[6] > scores[1] + 0.3

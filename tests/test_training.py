@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from vocalremover.audio import write
-from vocalremover.checkpoint import load
+from vocalremover.checkpoint import load, save
+from vocalremover.cli.train import sentence
 from vocalremover.dataset import Catalogue, Sources, prepare
 from vocalremover.dataset.cache import RATE
 from vocalremover.errors import InputError, TrainingError, UsageError
@@ -36,7 +37,7 @@ CPU = World(0, 1, torch.device("cpu"))
 SHORT = ["stft={n_fft: 512, hop: 256}", "stages=[{frames: 32, batch: 2}]", "log_steps=1", "schedule.warm_up=2"]
 COMPACT = [
     *SHORT, "network={n_fft: 512, bands: [[64, 2], [192, 6]], channels: [4, 4, 4, 4, 4], maps: 2, num_layers: 1, "
-    "num_heads: 1}", "chunking={size: 64, context: 8}", "reuse={times: 2, places: 4, frames: 40}",
+    "num_heads: 1}", "chunking={size: 64, context: 8}", "reuse={times: 2, places: 4, frames: 40, candidates: 3}",
 ]  # fmt: skip
 THIN = [*SHORT, "network={n_fft: 512, channels: 2, num_heads: 2, expansion: 2, dropout: 0.1}"]
 PRIMER = [
@@ -236,6 +237,19 @@ def test_a_run_that_only_breaks_ends_with_the_batch_described(
         list(train(make_run(read_recipe("thin", changes=[*THIN, "patience=3"], steps=9)), CPU))
 
 
+def test_a_level_that_lets_nothing_through_is_told_once(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    recipe = read_recipe("compact", changes=COMPACT, steps=3)
+    network = recipe.spec().build("cpu")
+    with torch.no_grad():
+        network.decoders[2].shortcut[1].bias.fill_(-1000.0)
+        network.decoders[2].mixer.norm1.running_var.zero_()
+    save(tmp_path / "half_dead.safetensors", recipe.spec(), network)
+    run = replace(make_run(recipe), start=str(tmp_path / "half_dead.safetensors"))
+    told = [line for line in train(run, CPU) if "silent" in line]
+    assert told == [{"step": 1, "silent": ["decoders.2.mixer.norm1"]}]
+    assert "step 1: nothing reaches decoders.2.mixer.norm1 any more" in sentence(told[0], recipe)
+
+
 def test_stages_change_what_is_drawn_and_lose_no_example(make_run: Callable[..., Run]) -> None:
     stages = "stages=[{until: 2, frames: 16, batch: 3}, {until: 3, frames: 32, batch: 2, accumulation: 2}, {batch: 1}]"
     run = make_run(read_recipe("thin", changes=[*THIN, stages, "stages.2.frames=40"], steps=5))
@@ -423,14 +437,14 @@ def test_the_command_prepares_trains_and_tells_what_is_missing(
     assert validated.code == 0, validated.err
     assert "songs/one/vocals: left out, because it is validated on" in validated.err
     assert "and 0 whole songs" in validated.err
-    for more, code, sentence in (
+    for more, code, reason in (
         (["--cache", str(tmp_path / "none")], 5, "never prepared"),
         (["--set", "optimizer.clip=1"], 2, "did you mean optimiser"),
         (["--recipe", "nothing"], 2, "shipped recipes"),
         (["--validation", str(tmp_path)], 5, "no song"),
     ):
         failed = command(*words(tmp_path, tmp_path / "other", "thin", [*THIN, "steps=1"]), *more)
-        assert failed.code == code and sentence in failed.err, (more, failed)
+        assert failed.code == code and reason in failed.err, (more, failed)
     assert command("train").code == 2
     for size in ("inf", "nan", "1e300"):
         failed = command("train", "prepare", "--cache", tmp_path / "cache", "--cache-gb", size)

@@ -233,6 +233,8 @@ def sentence(line: dict[str, Any], recipe: Recipe) -> str:
         return f"step {line['step']}: validation {line['score']:.3f}{unit}, best {line['best']:.3f}{unit}"
     if "mixes" in line:
         return f"step {line['step']}: skipped, its loss is not finite (examples {line['examples']})"
+    if "silent" in line:
+        return f"step {line['step']}: nothing reaches {', '.join(line['silent'])} any more: lower the learning rate"
     done = share_done(line, recipe)
     left = f", {clock(60 * line['minutes'] * (1 - done) / done)} left" if done else ""
     speed = f"{line['examples_per_second']:.1f} examples/s"

@@ -46,6 +46,12 @@ class FrameMixer(nn.Module):
         return x + F.relu(self.norm2(self.up(hidden)), inplace=True)
 
 
+def _normalised(convolution: nn.Module) -> nn.Sequential:
+    """A convolution that no rectifier follows. Were its maps not normalised, those of a deep level could grow from step
+    to step until the next rectifier lets none of them through, and what lies below were never heard again."""
+    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels))
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions with a shortcut, then the mixing of frequencies."""
 
@@ -55,7 +61,8 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+        change = in_channels != channels
+        self.shortcut = _normalised(nn.Conv2d(in_channels, channels, 1, bias=False)) if change else nn.Identity()
         self.mixer = FrameMixer(channels, features, hidden)
 
     def forward(self, x: Tensor) -> Tensor:  # [batch, channels, frames, features]
@@ -117,8 +124,8 @@ class CompactFrameTransformer(nn.Module):
         self,
         n_fft: int = 4096,
         bands: Sequence[tuple[int, int]] = BANDS,
-        channels: Sequence[int] = (32, 64, 96, 128, 160),
-        maps: int = 16,
+        channels: Sequence[int] = (32, 64, 96, 144, 192),
+        maps: int = 32,
         num_layers: int = 4,
         num_heads: int = 8,
         bottleneck: int = 4,
@@ -137,13 +144,16 @@ class CompactFrameTransformer(nn.Module):
         )
         steps = list(zip(channels[:-1], channels[1:], TIME_STRIDES, strict=True))
         self.downs = nn.ModuleList(
-            nn.Conv2d(wide, deep, 3, stride=(stride, 2), padding=1) for wide, deep, stride in steps
+            _normalised(nn.Conv2d(wide, deep, 3, stride=(stride, 2), padding=1, bias=False))
+            for wide, deep, stride in steps
         )
         self.embed = nn.Conv2d(channels[-1], maps, 1)
         self.transformer = nn.ModuleList(FrameAttention(maps * features[-1], num_heads) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(maps * features[-1])
         self.unembed = nn.Conv2d(maps, channels[-1], 1)
         self.ups = nn.ModuleList(
-            nn.ConvTranspose2d(deep, wide, (stride, 2), stride=(stride, 2)) for wide, deep, stride in steps
+            _normalised(nn.ConvTranspose2d(deep, wide, (stride, 2), stride=(stride, 2), bias=False))
+            for wide, deep, stride in steps
         )
         self.decoders = nn.ModuleList(
             Block(2 * width, width, size, size // bottleneck)
@@ -188,7 +198,7 @@ class CompactFrameTransformer(nn.Module):
         tokens = rearrange(self.embed(x), "b m t f -> b t (m f)")
         for layer in self.transformer:
             tokens = layer(tokens)
-        return self.unembed(rearrange(tokens, "b t (m f) -> b m t f", f=features))
+        return self.unembed(rearrange(self.norm(tokens), "b t (m f) -> b m t f", f=features))
 
     def forward(self, magnitude: Tensor) -> Tensor:
         """`[batch, 2, n_fft / 2 + 1, frames]` magnitudes -> the vocals' mask, same shape, 0..1."""

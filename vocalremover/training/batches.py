@@ -102,7 +102,8 @@ def load_batches(
 
 def shelf_of(recipe: Recipe, stage: Stage, spec: ModelSpec) -> Shelf:
     """Where renderings wait to be heard again."""
-    return Shelf(recipe.seed, recipe.reuse.times, recipe.reuse.places, (stage.frames - 1) * spec.stft.hop)
+    reuse, samples = recipe.reuse, (stage.frames - 1) * spec.stft.hop
+    return Shelf(recipe.seed, reuse.times, reuse.places, reuse.candidates, samples, spec.rate)
 
 
 def loaded(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iterator[tuple[list[int], Tensor]]:

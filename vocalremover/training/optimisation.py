@@ -16,6 +16,8 @@ from vocalremover.training.distributed import World
 from vocalremover.training.muon import Muon
 from vocalremover.training.recipe import Optimiser
 
+SILENCE = 1e-12  # of a variance that is averaged over ten steps: some 270 steps without any
+
 
 @dataclass
 class Player:
@@ -186,6 +188,13 @@ def average(averaged: dict[str, Tensor], network: nn.Module, keep: float) -> Non
             averaged[name].lerp_(value, 1 - keep)
         else:
             averaged[name].copy_(value)
+
+
+def silent_parts(network: nn.Module) -> list[str]:
+    """The batch normalisations that have heard the same number in all of their maps for hundreds of steps: what lies
+    before them is lost, and gets no gradient to come back."""
+    norms = ((name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm))
+    return [name for name, norm in norms if norm.running_var is not None and norm.running_var.max() < SILENCE]
 
 
 def _statistics(network: nn.Module) -> list[Tensor]:

@@ -74,15 +74,17 @@ class Schedule:
 @dataclass(frozen=True)
 class Reuse:
     """Examples made of what was rendered before; see `reuse`. times: examples for every rendering; places: renderings
-    that are kept; frames: their length, None for that of an example."""
+    that are kept; candidates: backings from which the one in the voice's key is taken, up to how many; frames: length
+    of renderings, None for that of an example."""
 
     times: int = 1
     places: int = 96
+    candidates: int = 1
     frames: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.times, self.places) < 1:
-            raise UsageError("reuse.times and reuse.places must be at least 1")
+        if min(self.times, self.places, self.candidates) < 1:
+            raise UsageError("reuse.times, reuse.places and reuse.candidates must be at least 1")
 
 
 @dataclass(frozen=True)

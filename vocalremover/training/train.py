@@ -21,7 +21,7 @@ from vocalremover.models import ModelSpec
 from vocalremover.training import gan, pretrain, supervised
 from vocalremover.training.batches import Batch, load_batches, shelf_of
 from vocalremover.training.distributed import World
-from vocalremover.training.optimisation import average, make_player, share_kept
+from vocalremover.training.optimisation import average, make_player, share_kept, silent_parts
 from vocalremover.training.recipe import Recipe, Reuse, Stage
 from vocalremover.training.schedules import factor
 from vocalremover.training.shelf import Clock, Line, Shelf, Tally
@@ -59,7 +59,7 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
     if not resumed and run.start is None:
         calibrate(state, run, spec, world)
     shelf = Shelf(run.out, run.recipe, spec, world, state.step, run.catalogue.credits, run.tensorboard)
-    clock, tally = Clock(run.recipe, state), Tally()
+    clock, tally, silent = Clock(run.recipe, state), Tally(), []
     for stage, batches in stages(run, state, spec, world, tally):
         # One clock for all: processes that follow their own learn at rates of their own, and end at other steps.
         state.minutes, stopped = world.mean([clock.minutes(), float(stopping())])
@@ -85,6 +85,9 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
         shelf.keep(state)
         if state.step % run.recipe.log_steps == 0 and tally.sound:
             yield shelf.note(tally.line(state, clock.minutes()))
+            silent, before = silent_parts(state.players["network"].network), silent
+            if set(silent) - set(before):
+                yield shelf.note({"step": state.step, "silent": silent})
 
 
 def begin(run: Run, world: World) -> tuple[ModelSpec, State]:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vocalremover.voxaug.keys import pitch_classes
+
 GAIN_DB = 4.0  # up to which a voice and a backing that meet again are moved apart, either way
 
 Renderings = Callable[[int], Iterator[tuple[list[int], Tensor]]]
@@ -19,17 +21,29 @@ Renderings = Callable[[int], Iterator[tuple[list[int], Tensor]]]
 
 
 @dataclass(frozen=True)
+class Rendering:
+    """audio `[2 (mixture, vocals), 2 channels, samples]`; voice, backing: the pitch classes `[12]` of either."""
+
+    audio: Tensor
+    voice: Tensor
+    backing: Tensor
+
+
+@dataclass(frozen=True)
 class Shelf:
-    """How renderings are heard again: `times` each, among the last `places`, cut to `samples`."""
+    """How renderings of `rate` Hz are heard again: `times` each, among the last `places`, cut to `samples`, the backing
+    one of up to `candidates`."""
 
     seed: int
     times: int
     places: int
+    candidates: int
     samples: int
+    rate: float
 
     def batches(self, renderings: Renderings, numbers: Iterator[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """Batches of examples by their numbers, which must rise."""
-        held: dict[int, Tensor] = {}
+        held: dict[int, Rendering] = {}
         arriving: Iterator[tuple[int, Tensor]] | None = None
         for taken in numbers:
             newest = max(taken) // self.times
@@ -38,24 +52,34 @@ class Shelf:
             wanted = max(newest, self.places - 1)  # at the start the shelf is filled before anything is taken
             while not held or max(held) < wanted:
                 number, audio = next(arriving)
-                held[number] = audio
+                held[number] = self.rendering(audio)
             for number in [number for number in held if number < first]:
                 del held[number]
             yield taken, torch.stack([self.example(number, held) for number in taken])
 
-    def sources(self, number: int) -> tuple[int, int]:
+    def rendering(self, audio: Tensor) -> Rendering:
+        """As it stands on the shelf."""
+        mixture, voice = audio
+        return Rendering(audio, *(pitch_classes(part, self.rate) for part in (voice, mixture - voice)))
+
+    def sources(self, number: int, held: dict[int, Rendering]) -> tuple[int, int]:
         """The renderings that give an example its voice and its backing."""
         own, again = divmod(number, self.times)
+        if not again:
+            return own, own
+        rng = self._dice(number, "pair")
         newest = max(own, self.places - 1)
-        voice, backing = newest - self._dice(number).integers(0, self.places, 2)
-        return (int(voice), int(backing)) if again else (own, own)
+        voice, *backings = newest - rng.integers(0, self.places, 1 + rng.integers(1, self.candidates + 1))
+        if len(backings) > 1:
+            backings.append(voice)
+        return int(voice), int(max(backings, key=lambda backing: float(held[voice].voice @ held[backing].backing)))
 
-    def example(self, number: int, held: dict[int, Tensor]) -> Tensor:
+    def example(self, number: int, held: dict[int, Rendering]) -> Tensor:
         """`[2 (mixture, vocals), 2 channels, samples]`."""
-        rng = self._dice(number)
-        rng.integers(0, self.places, 2)
+        rng = self._dice(number, "reuse")
         place, gain, turns = rng.random(), 10 ** (rng.uniform(-GAIN_DB, GAIN_DB) / 20), rng.random(3) < 0.5
-        (mixture, voice), (whole, other) = (self.cut(held[source], place) for source in self.sources(number))
+        sources = self.sources(number, held)
+        (mixture, voice), (whole, other) = (self.cut(held[source].audio, place) for source in sources)
         if number % self.times == 0:
             return torch.stack((mixture, voice))
         backing = (whole - other) * (-gain if turns[0] else gain)
@@ -64,8 +88,8 @@ class Shelf:
         )
         return torch.stack((voice + backing, voice))
 
-    def _dice(self, number: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64([self.seed, number, *b"reuse"]))
+    def _dice(self, number: int, purpose: str) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64([self.seed, number, *purpose.encode()]))
 
     def cut(self, audio: Tensor, place: float) -> Tensor:
         """The part of a rendering that begins at `place`, 0..1 of all."""
