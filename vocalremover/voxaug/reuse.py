@@ -2,7 +2,10 @@
 
 A shelf holds the last so many renderings. Example k belongs to rendering k // times: the first such example is that
 rendering as it was drawn, the others are a voice and a backing from anywhere on the shelf, at levels and places of
-their own. What example k is depends on k and the seed alone, so a run that goes on hears what it would have heard.
+their own. Of up to `candidates` backings the one most in the voice's key is taken: in a song both are in one key, so
+that the notes do not tell a voice from the band, as they do in most pairs of a shelf; and the voice and the band of one
+rendering meet again. What example k is depends on k, the seed and the renderings alone, so a run that goes on hears
+what it would have heard.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +25,8 @@ Renderings = Callable[[int], Iterator[tuple[list[int], Tensor]]]
 
 @dataclass(frozen=True)
 class Rendering:
-    """audio `[2 (mixture, vocals), 2 channels, samples]`; voice, backing: the pitch classes `[12]` of either."""
+    """audio `[2 (mixture, vocals), 2 channels, samples]`; voice, backing: the pitch classes `[12]` of either, on the
+    CPU."""
 
     audio: Tensor
     voice: Tensor
@@ -60,7 +64,8 @@ class Shelf:
     def rendering(self, audio: Tensor) -> Rendering:
         """As it stands on the shelf."""
         mixture, voice = audio
-        return Rendering(audio, *(pitch_classes(part, self.rate) for part in (voice, mixture - voice)))
+        notes = (pitch_classes(part, self.rate).cpu() for part in (voice, mixture - voice))  # read once, asked often
+        return Rendering(audio, *notes)
 
     def sources(self, number: int, held: dict[int, Rendering]) -> tuple[int, int]:
         """The renderings that give an example its voice and its backing."""
