@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vocalremover.checkpoint import load
 from vocalremover.networks import compact
 
 SMALL = {"n_fft": 512, "channels": (4, 4, 4, 4, 4), "maps": 2, "num_layers": 1, "num_heads": 1}
@@ -80,3 +81,17 @@ def test_frames_far_apart_are_heard_by_attention_alone() -> None:
     assert not torch.equal(tuned(magnitude)[..., :50], tuned(other)[..., :50])
     tuned.attend = torch.zeros_like
     assert torch.equal(tuned(magnitude)[..., :50], tuned(other)[..., :50])
+
+
+def test_every_level_of_the_default_weights_is_heard() -> None:
+    """Of some of its forerunners nothing below the second level reached the mask, and nobody noticed."""
+    _, tuned = load("default")
+    torch.manual_seed(2)
+    tones = torch.rand(2, 1, 1) * torch.randn(1, 2049, 1).exp() * (1 + torch.sin(torch.arange(200) / 7))
+    magnitude = (tones + torch.rand(2, 2049, 200))[None]
+    with torch.no_grad():
+        whole = tuned(magnitude)
+        for part in (*tuned.ups, tuned.unembed):
+            hook = part.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+            assert float((tuned(magnitude) - whole).abs().max()) > 1e-3
+            hook.remove()

@@ -193,7 +193,8 @@ def advance(
 
 
 def describe(run: Run, spec: ModelSpec, stage: Stage, state: State, numbers: list[int]) -> Line:
-    """What can be told of a broken step: the mixes are drawn again from their numbers."""
+    """What can be told of a broken step: the mixes are drawn again from their numbers, each example's voice first."""
     mixes, shelf = mixes_of(run, spec, stage), shelf_of(run.recipe, stage, spec)
-    drawn = [str(mixes.mix(source)) for number in numbers for source in dict.fromkeys(shelf.sources(number))]
+    choices = (shelf.choice(number) for number in numbers)
+    drawn = [str(mixes.mix(source)) for voice, backings in choices for source in dict.fromkeys((voice, *backings))]
     return {"step": state.step, "skipped": state.broken[0], "examples": numbers, "mixes": drawn}

@@ -67,17 +67,20 @@ class Shelf:
         notes = (pitch_classes(part, self.rate).cpu() for part in (voice, mixture - voice))  # read once, asked often
         return Rendering(audio, *notes)
 
-    def sources(self, number: int, held: dict[int, Rendering]) -> tuple[int, int]:
-        """The renderings that give an example its voice and its backing."""
+    def choice(self, number: int) -> tuple[int, list[int]]:
+        """The rendering that gives an example its voice, and those that one gives the backing of."""
         own, again = divmod(number, self.times)
         if not again:
-            return own, own
+            return own, [own]
         rng = self._dice(number, "pair")
         newest = max(own, self.places - 1)
-        voice, *backings = newest - rng.integers(0, self.places, 1 + rng.integers(1, self.candidates + 1))
-        if len(backings) > 1:
-            backings.append(voice)
-        return int(voice), int(max(backings, key=lambda backing: float(held[voice].voice @ held[backing].backing)))
+        voice, *backings = (newest - rng.integers(0, self.places, 1 + rng.integers(1, self.candidates + 1))).tolist()
+        return voice, [*backings, voice] if len(backings) > 1 else backings
+
+    def sources(self, number: int, held: dict[int, Rendering]) -> tuple[int, int]:
+        """The renderings that give an example its voice and its backing."""
+        voice, backings = self.choice(number)
+        return voice, max(backings, key=lambda backing: float(held[voice].voice @ held[backing].backing))
 
     def example(self, number: int, held: dict[int, Rendering]) -> Tensor:
         """`[2 (mixture, vocals), 2 channels, samples]`."""
