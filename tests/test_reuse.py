@@ -52,7 +52,7 @@ def test_the_first_time_a_rendering_is_heard_as_it_was_drawn() -> None:
 
 def test_other_times_a_voice_of_the_shelf_meets_a_backing_of_the_shelf() -> None:
     pairs, ratios = set(), []
-    held = {number: SHELF.rendering(rendering(number)) for number in range(40)}
+    held = {number: Rendering(rendering(number), RATE) for number in range(40)}
     for number, (mixture, vocals) in enumerate(batches_from(0, 30)):
         if number % SHELF.times == 0:
             continue
@@ -110,7 +110,7 @@ def test_a_voice_meets_the_backing_of_its_key() -> None:
     held: dict[int, Rendering] = {}
     for number in range(12):
         voice, backing = chord(number), chord(number, number + 4, number + 7)
-        held[number] = SHELF.rendering(torch.stack((voice + backing, voice)))
+        held[number] = Rendering(torch.stack((voice + backing, voice)), RATE)
     scores = {}
     for candidates in (1, 6):
         shelf = replace(SHELF, places=12, candidates=candidates)

@@ -10,6 +10,7 @@ what it would have heard.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,12 +26,21 @@ Renderings = Callable[[int], Iterator[tuple[list[int], Tensor]]]
 
 @dataclass(frozen=True)
 class Rendering:
-    """audio `[2 (mixture, vocals), 2 channels, samples]`; voice, backing: the pitch classes `[12]` of either, on the
-    CPU."""
+    """audio: `[2 (mixture, vocals), 2 channels, samples]` at `rate` Hz."""
 
     audio: Tensor
-    voice: Tensor
-    backing: Tensor
+    rate: float
+
+    @cached_property
+    def voice(self) -> Tensor:
+        """The voice's pitch classes, on the CPU."""
+        return pitch_classes(self.audio[1], self.rate).cpu()
+
+    @cached_property
+    def backing(self) -> Tensor:
+        """The backing's."""
+        mixture, voice = self.audio
+        return pitch_classes(mixture - voice, self.rate).cpu()
 
 
 @dataclass(frozen=True)
@@ -56,16 +66,10 @@ class Shelf:
             wanted = max(newest, self.places - 1)  # at the start the shelf is filled before anything is taken
             while not held or max(held) < wanted:
                 number, audio = next(arriving)
-                held[number] = self.rendering(audio)
+                held[number] = Rendering(audio, self.rate)
             for number in [number for number in held if number < first]:
                 del held[number]
             yield taken, torch.stack([self.example(number, held) for number in taken])
-
-    def rendering(self, audio: Tensor) -> Rendering:
-        """As it stands on the shelf."""
-        mixture, voice = audio
-        notes = (pitch_classes(part, self.rate).cpu() for part in (voice, mixture - voice))  # read once, asked often
-        return Rendering(audio, *notes)
 
     def choice(self, number: int) -> tuple[int, list[int]]:
         """The rendering that gives an example its voice, and those that one gives the backing of."""
@@ -80,6 +84,8 @@ class Shelf:
     def sources(self, number: int, held: dict[int, Rendering]) -> tuple[int, int]:
         """The renderings that give an example its voice and its backing."""
         voice, backings = self.choice(number)
+        if len(backings) == 1:
+            return voice, backings[0]
         return voice, max(backings, key=lambda backing: float(held[voice].voice @ held[backing].backing))
 
     def example(self, number: int, held: dict[int, Rendering]) -> Tensor:
