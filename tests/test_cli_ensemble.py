@@ -13,7 +13,7 @@ from vocalremover import checkpoint
 from vocalremover.audio import Encoding, read, write
 from vocalremover.cli.ensemble import ModelsCommand
 from vocalremover.cli.ensemble import command as ensemble_command
-from vocalremover.ensemble import Ensemble, Rule
+from vocalremover.ensemble import Ensemble, Rule, Turns
 from vocalremover.separate import Inference, Separator
 
 Command = Callable[..., "object"]
@@ -190,8 +190,27 @@ def test_stems_sum_to_the_song_together_and_in_turn(
         ]  # fmt: skip
     # The spools hold float32, whose sums are rounded in another order.
     assert_close(stems[0][0], stems[1][0], rtol=0, atol=1e-5)
-    again = command("ensemble", *words, "-o", tmp_path / "together", "--in-turn", "--skip-existing")
-    assert json.loads(again.out)["state"] == "skipped"
+    for folder, more in (("together", ("--in-turn",)), ("in turn", ("--in-turn",)), ("in turn", ())):
+        again = command("ensemble", *words, "-o", tmp_path / folder, *more, "--skip-existing")
+        assert json.loads(again.out)["state"] == "skipped"
+    for more in (("--cropsize", "40"), ()):
+        anew = command("ensemble", *words, "-o", tmp_path / "in turn", "--in-turn", "--skip-existing", *more)
+        assert json.loads(anew.out)["state"] == "done"
+
+
+def test_what_went_otherwise_in_turn_is_told_with_the_first_song(
+    command: Command, make_song: Command, tiny_model: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear = Turns.hear
+
+    def noted(turns: Turns, *words: object) -> None:
+        hear(turns, *words)
+        turns.warnings.append("it ran otherwise")
+
+    monkeypatch.setattr(Turns, "hear", noted)
+    songs = [make_song("a.wav"), make_song("b.wav")]
+    outcome = command("ensemble", *songs, "--models", tiny_model, other_model, "--in-turn", "--json")
+    assert [json.loads(line)["warnings"] for line in outcome.out.splitlines()] == [["it ran otherwise"], []]
 
 
 def test_a_song_that_fails_stops_no_other_in_turn(

@@ -295,6 +295,7 @@ def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [check.state for check in disks.look(Wanted(out=tmp_path / "new" / "stems"))] == ["ok", "ok"]
     (tmp_path / "file").touch()
     assert next(disks.look(Wanted(out=tmp_path / "file" / "stems"))).state == "failed"
+    assert next(disks.look(Wanted(out=tmp_path / ("x" * 300)))).name == "stems"  # for which Path.exists raises
     usage = type("Usage", (), {"free": 1 << 20})
     monkeypatch.setattr(disks.shutil, "disk_usage", lambda folder: usage)
     full = next(disks.look(Wanted(out=tmp_path)))

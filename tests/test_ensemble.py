@@ -461,3 +461,21 @@ def test_gpu_gives_what_the_cpu_gives(rule: Rule) -> None:
     expected = Ensemble(voices("cpu"), rule).separate(song, RATE)
     # Where two models are equally loud, rounding chooses between them, and either choice is right.
     assert_close(Ensemble(voices("cuda"), rule).separate(song, RATE), expected, rtol=0, atol=1e-4)
+
+
+def test_a_model_without_weight_asks_for_no_peak() -> None:
+    song = noise(2, 5000)
+    voices = [separator(soft(2), replace(SPEC, peak=True)), separator(soft(3))]
+    for weights, measures in [((1, 0), True), ((0, 1), False)]:
+        ensemble = Ensemble(voices, Rule("avg", weights=weights))
+        assert ensemble.measures is measures
+        heard = voices[weights.index(1)].separate(song, RATE)
+        assert_close(ensemble.separate(song, RATE)["vocals"], heard["vocals"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stem", ["vocals", "instrumental"])
+def test_one_model_gives_the_stems_that_are_asked_for(stem: str) -> None:
+    song, voice = noise(2, 5000), separator(soft(2))
+    stems = Ensemble([voice], stems=[stem]).separate(song, RATE)
+    assert list(stems) == [stem]
+    assert torch.equal(stems[stem], voice.separate(song, RATE)[stem])

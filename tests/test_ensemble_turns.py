@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytest import MonkeyPatch
 from torch import Tensor, nn
 from torch.testing import assert_close
 from voices import BAND, OTHER, RATE, RECURRENT, SPEC, WAVE, Gains, Network, Recurrent, noise, soft
@@ -33,7 +34,7 @@ MIXED = ["plain", "recurrent", "inverse", "wave", "other"]
 
 
 @pytest.fixture
-def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def alive(monkeypatch: MonkeyPatch) -> list[int]:
     """The models are there by name; the list tells how many networks were in memory whenever one was loaded."""
     networks: list[weakref.ref] = []
     counts: list[int] = []
@@ -130,7 +131,7 @@ def test_a_song_that_fails_stops_no_other(alive: list[int], songs: list[Path], t
 
 
 def test_a_network_that_fails_leaves_the_memory(
-    alive: list[int], songs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alive: list[int], songs: list[Path], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """What it did wrong is kept for the song, the network is not."""
 
@@ -185,7 +186,7 @@ def test_progress_names_the_model(alive: list[int], songs: list[Path], tmp_path:
 
 
 def test_portions_fit_the_disk(
-    alive: list[int], songs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alive: list[int], songs: list[Path], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """Every song is in one portion, in order; a song for which there is no room has one of its own."""
     models = Turns(["plain", "wave"], "cpu")
@@ -231,7 +232,32 @@ def test_settings_that_a_model_lacks_are_told(alive: list[int]) -> None:
     assert len(models.warnings) == 2 and "recurrent has no context" in models.warnings[0]
 
 
-def test_weights_that_fill_less_than_half_of_what_is_free(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_heard_is_described_as_it_was_heard(alive: list[int], songs: list[Path], tmp_path: Path) -> None:
+    models = Turns(MIXED, "cpu", inference=Inference(batch=3))
+    with models.spooling(tmp_path):
+        models.hear(songs[:1])
+        assert models.play(songs[0]).describe() == models.describe() == Ensemble.load(
+            MIXED, "cpu", inference=Inference(batch=3)
+        ).describe()  # fmt: skip
+        models.forget(songs[0])
+
+
+def test_a_warning_is_kept_once(alive: list[int], songs: list[Path], tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    def narrow(x: Tensor) -> Tensor:
+        if len(x) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return torch.sigmoid(x)
+
+    monkeypatch.setitem(MODELS, "plain", (MODELS["plain"][0], lambda: Network(narrow)))
+    models = Turns(["plain", "other"], "cpu", inference=Inference(batch=2))
+    with models.spooling(tmp_path):
+        for song in songs[:2]:
+            models.hear([song])
+            models.forget(song)
+    assert models.warnings == ["plain: cpu ran out of memory: the batch size is now 1"]
+
+
+def test_weights_that_fill_less_than_half_of_what_is_free(tiny_model: Path, monkeypatch: MonkeyPatch) -> None:
     small = tiny_model.with_name("second.safetensors")
     small.write_bytes(tiny_model.read_bytes())
     both = tiny_model.stat().st_size + small.stat().st_size
@@ -241,7 +267,7 @@ def test_weights_that_fill_less_than_half_of_what_is_free(tiny_model: Path, monk
     assert fit_together([tiny_model], "cpu")
 
 
-def test_who_decides(alive: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_decides(alive: list[int], monkeypatch: MonkeyPatch) -> None:
     """The sizes, the caller, or memory that runs out."""
     monkeypatch.setattr(turns, "fit_together", lambda names, device: "wave" not in names)
     assert isinstance(load_all(["plain", "other"], "cpu"), Ensemble)
@@ -256,6 +282,15 @@ def test_who_decides(alive: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(load_all(["plain", "other"], "cpu"), Turns)
 
 
-def test_free_memory_is_what_a_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_were_read_leave_a_container_its_memory(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "GROUPS", tmp_path)
+    for name, told in [("max", "8000000"), ("current", "7000000"), ("stat", "anon 1000000\ninactive_file 6000000\n")]:
+        (tmp_path / f"memory.{name}").write_text(told)
+    assert machine.memory() == (8000000, 7000000)
+    (tmp_path / "memory.stat").unlink()
+    assert machine.memory() == (8000000, 1000000)
+
+
+def test_free_memory_is_what_a_container_has(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "memory", lambda: (8, 4))
     assert turns._free(torch.device("cpu")) == 4

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread
+from time import sleep
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from torch.testing import assert_close
 
 from vocalremover import devices
 from vocalremover.chunks import Chunking
+from vocalremover.models import MODELS
 from vocalremover.networks import compact, roformer
 from vocalremover.separate.graphs import Graphs
 from vocalremover.separate.regions import Regions
@@ -122,6 +124,37 @@ def test_one_thread_records_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(entered) == 2
 
 
+def at_once(work: Callable[[Tensor], Tensor], count: int = 40) -> list[bool]:
+    """Whether each answer to inputs of its own is right, when two threads ask one after the other's shoulder."""
+    right: list[bool] = []
+
+    def ask(first: int) -> None:
+        for number in range(first, count, 2):
+            x = torch.full((1, 4), float(number))
+            right.append(torch.equal(work(x), x + 1))
+
+    threads = [Thread(target=ask, args=(first,)) for first in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return right
+
+
+def test_two_threads_share_a_recording() -> None:
+    def slow(work: Callable[[], Tensor], pool: object) -> tuple[Callable[[], None], Tensor]:
+        answer = work()
+
+        def replay() -> None:
+            sleep(0.001)  # time for the other thread to write into the place that is read here
+            answer.copy_(work())
+            sleep(0.001)
+
+        return replay, answer
+
+    assert at_once(Graphs(lambda x: x + 1, CPU, slow, always)) == [True] * 40
+
+
 def test_nothing_is_recorded_where_memory_is_short() -> None:
     graphs = Graphs(Counted(), CPU, lambda work, pool: pytest.fail("it was recorded"), lambda device: False)
     for seed in range(4):
@@ -171,6 +204,24 @@ def test_blocks_run_compiled_inside_and_plain_outside() -> None:
         regions = Regions(network, network, compiler)
         assert torch.equal(regions(x), expected) and calls == list(network.blocks)
         assert torch.equal(network(x), expected) and len(calls) == 2
+
+
+def test_two_threads_share_compiled_blocks() -> None:
+    class Late(compact.FrameAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    def compiler(forward: Callable) -> Callable:
+        return lambda x: (sleep(0.001), forward(x))[1]
+
+    network = nn.Sequential(Late(4, 1))
+    assert at_once(Regions(network, network, compiler)) == [True] * 40
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_known_network_has_blocks_to_compile(name: str) -> None:
+    network = MODELS[name].build()
+    assert Regions(network, network, lambda forward: forward)._blocks
 
 
 def test_blocks_of_one_shape_are_compiled_once() -> None:

@@ -308,6 +308,11 @@ def test_not_finite_song(bad: float) -> None:
         separator(constant(1.0)).separate(song, RATE)
 
 
+def test_a_song_too_loud_for_its_energy() -> None:
+    with pytest.raises(AudioError, match="beyond 1e"):
+        separator(constant(1.0)).separate(noise(2, 5000) * 1e36, RATE)
+
+
 @pytest.mark.parametrize("song", [torch.zeros(100), torch.zeros(2, 100, dtype=torch.int16), torch.zeros(0, 100)])
 def test_not_a_song(song: Tensor) -> None:
     with pytest.raises(AudioError, match="channels, samples"):

@@ -163,7 +163,7 @@ def send(block: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or block.device.type != "cpu":
         return block.to(device)
     with torch.cuda.stream(_way(device, "in")):
-        there = block.pin_memory().to(device, non_blocking=True)
+        there = block.contiguous().pin_memory().to(device, non_blocking=True)  # a view would pin all between
         made = mark(there)
     return accept(there, made)
 

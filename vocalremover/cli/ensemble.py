@@ -221,11 +221,15 @@ def _in_turn(turns: Turns, jobs: Sequence[Job], settings: Settings, progress: Pr
         return
     # What waits until all models have been heard lies where the stems will.
     with turns.spooling(settings.home(next(iter(wanted)))):
+        told = len(turns.warnings)
         for songs in turns.portions(wanted):
             turns.hear(songs, timed)
             for song in songs:
                 result = _played(turns, wanted[song], settings)
-                yield replace(result, seconds=result.seconds + spent[song])
+                # What concerns all that was heard is told with the first of it.
+                warnings = (*turns.warnings[told:], *result.warnings)
+                told = len(turns.warnings)
+                yield replace(result, seconds=result.seconds + spent[song], warnings=warnings)
 
 
 def _played(turns: Turns, job: Job, settings: Settings) -> Result:

@@ -1,5 +1,6 @@
 """How much room there is where stems are written and where temporary files go."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ def look(wanted: Wanted) -> Iterator[Check]:
 def _disk(name: str, folder: Path) -> Check:
     folder = folder.absolute()
     # A folder that is yet to be made lies on the disk of the nearest one that there is.
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     facts: dict[str, object] = {"folder": str(folder)}
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -81,7 +81,7 @@ class Ensemble:
     @property
     def measures(self) -> bool:
         """Whether `peak` needs a first pass over a song before `stream`."""
-        return any(separator.measures for separator in self.separators)
+        return any(voice.measures for voice in (*self._voices, *self._last))
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +128,8 @@ class Ensemble:
             raise UsageError("this ensemble measures a song against its peak: pass what Ensemble.peak returns")
         peaks = peak or (None,) * (len(self._voices) + len(self._last))
         if len(self._voices) == 1 and not self._last:
-            return self._voices[0].stream(blocks, rate, peaks[0], layout, progress)
+            heard = self._voices[0].stream(blocks, rate, peaks[0], layout, progress)
+            return ({stem: stems[stem] for stem in self.stems} for stems in heard)
         return iter(progress(self._stems(blocks, rate, peaks, layout)))
 
     def _stems(self, blocks: Iterable[Tensor], rate: int, peaks: Peaks, layout: str | None) -> Iterator[Stems]:
@@ -146,7 +147,8 @@ class Ensemble:
                 yield send(torch.stack(several[: len(self._voices)]), workplace)
 
         # Apple's GPUs lack some complex operations.
-        workplace = self.device if self.device.type == "cuda" else torch.device("cpu")
+        device = self.separators[0].device
+        workplace = device if device.type == "cuda" else torch.device("cpu")
         combined = self._outer.combine_audio(stacked(), rate)
         for rest in fetch(block for block in combined if block.numel()):
             piece = _whole(song, rest.shape[-1])

@@ -70,7 +70,8 @@ class Turns:
             for pair, spec in specs.items()
         }
         self._ensemble = Ensemble([self._models[pair] for pair in self._pairs], self.rule, self.stems)
-        self.warnings = [note for spec in specs.values() for note in unsuited(spec, inference)]
+        notes = [note for spec in specs.values() for note in unsuited(spec, inference)]
+        self.warnings = [*self._ensemble.warnings, *notes]
         self._failures: dict[Path, Exception] = {}
         self._spools: dict[Path, list[Path]] = {}
         self._count = 0
@@ -123,7 +124,8 @@ class Turns:
                     failure.__cause__ = failure.__context__ = None
                     self._failures[song] = failure.with_traceback(None)  # whose frames would keep the model in memory
                     self._remove(song)
-            self.warnings += (f"{spec.name}: {warning}" for warning in separator.warnings)
+            told = [f"{spec.name}: {warning}" for warning in separator.warnings]
+            self.warnings += (warning for warning in told if warning not in self.warnings)
             del separator, network
             gc.collect()
             if self.device.type == "cuda":
@@ -135,7 +137,7 @@ class Turns:
             raise self._failures[song]
         spools = dict(zip(self._models, self._spools[song], strict=True))
         heard = {pair: played(model.spec, spools[pair], self.stems) for pair, model in self._models.items()}
-        return Ensemble([heard[pair] for pair in self._pairs], self.rule, self.stems)
+        return _Heard(self, [heard[pair] for pair in self._pairs])
 
     def forget(self, song: Path) -> None:
         """Removes what is kept of a song."""
@@ -180,6 +182,23 @@ class Turns:
             else:
                 total += 4 * channels * samples * len(kept_stems(spec, self.stems))
         return total
+
+
+class _Heard(Ensemble):
+    """What models said of a song: described, on disk and to people, as they were when they heard it."""
+
+    def __init__(self, turns: Turns, separators: Sequence[Separator]) -> None:
+        super().__init__(separators, turns.rule, turns.stems)
+        self._turns = turns
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models ran."""
+        return self._turns.device
+
+    def describe(self) -> dict[str, object]:
+        """As Ensemble.describe."""
+        return self._turns.describe()
 
 
 def fit_together(names: Sequence[str | Path], device: str = "auto") -> bool:

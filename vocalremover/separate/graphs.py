@@ -7,6 +7,7 @@ memory of all its intermediate results, so it is for the windows that most of a 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -36,8 +37,9 @@ class Graphs:
     """`graphs(inputs, **keywords)` is `network(inputs, **keywords)`, from the third call of a kind on by replay.
 
     A kind is a shape, a dtype and keywords. The first call of each runs as it comes, which chooses and loads kernels
-    and fills the network's tables; the second is recorded. All calls come on one stream, not the default one. Where
-    recording fails, `trouble` says why and everything runs as it comes. The answer is the caller's to keep.
+    and fills the network's tables; the second is recorded. All calls come on one stream, not the default one, from any
+    thread. Where recording fails, `trouble` says why and everything runs as it comes. The answer is the caller's to
+    keep.
     """
 
     def __init__(
@@ -49,19 +51,21 @@ class Graphs:
         self._network, self._device, self._record, self._roomy = network, device, record, roomy
         self._kinds: dict[object, _Recorded | None] = {}  # None: it ran once
         self._pool: object = None
+        self._turn = Lock()  # every recording has one place for what goes in and one for what comes out
 
     def __call__(self, inputs: Tensor, **keywords: object) -> Tensor:
         """On the device; raises what the network raises."""
         kind = (inputs.shape, inputs.dtype, repr(sorted(keywords.items())))
-        known = self._kinds.get(kind)
-        if known is None and kind in self._kinds and self.trouble is None and self._roomy(self._device):
-            known = self._kinds[kind] = self._made(inputs, keywords)
-        if known is None:
-            self._kinds.setdefault(kind)
-            return self._network(inputs, **keywords)
-        known.inputs.copy_(inputs)
-        known.replay()
-        return known.answer.clone()
+        with self._turn:
+            known = self._kinds.get(kind)
+            if known is None and kind in self._kinds and self.trouble is None and self._roomy(self._device):
+                known = self._kinds[kind] = self._made(inputs, keywords)
+            if known is None:
+                self._kinds.setdefault(kind)
+                return self._network(inputs, **keywords)
+            known.inputs.copy_(inputs)
+            known.replay()
+            return known.answer.clone()
 
     def forget(self) -> bool:
         """Gives the memory of all recordings back and records no more; whether there were any."""

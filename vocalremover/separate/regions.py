@@ -5,19 +5,23 @@ with the depth of the network.
 """
 
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
 
 from vocalremover.devices import lacks_memory
-from vocalremover.networks import compact, newft, roformer, thin, v2b, v3, v7, v8, v9, v10
+from vocalremover.networks import compact, full, newft, primer, resnet, roformer, thin, v2b, v3, v7, v8, v9, v10
 
 Network = Callable[..., Tensor]
 Compiler = Callable[[Callable], Callable]
 
 BLOCKS: tuple[type[nn.Module], ...] = (
     compact.Block, compact.FrameAttention,
+    full.Level, full.FrameTransformerEncoder, full.FrameTransformerDecoder,
     newft.FrameTransformerEncoder, newft.FrameTransformerDecoder,
+    primer.ResBlock,
+    resnet.ResBlock,
     roformer.Transformer,
     thin.ResBlock, thin.FrameTransformerEncoder, thin.FrameTransformerDecoder,
     v2b.FrameTransformerEncoder, v2b.FrameTransformerDecoder,
@@ -45,13 +49,21 @@ class Regions:
         self.trouble: str | None = None
         self._run = run
         self._worked = False
+        self._turn = Lock()  # meanwhile the blocks are other ones for everybody
         self._blocks = [module for module in network.modules() if isinstance(module, BLOCKS)]
         self._compiled = [(compiler or _compile)(block.forward) for block in self._blocks]
 
     def __call__(self, inputs: Tensor, **keywords: object) -> Tensor:
-        """Not for two threads at once. Raises what the network raises."""
-        if self.trouble is not None:
-            return self._run(inputs, **keywords)
+        """One thread at a time; raises what the network raises."""
+        with self._turn:
+            if self.trouble is None:
+                answer = self._fast(inputs, keywords)
+                if answer is not None:
+                    return answer
+        return self._run(inputs, **keywords)
+
+    def _fast(self, inputs: Tensor, keywords: dict[str, object]) -> Tensor | None:
+        """By the compiled blocks; None, and `trouble`, where they cannot be had."""
         for block, compiled in zip(self._blocks, self._compiled, strict=True):
             block.forward = compiled
         try:
@@ -66,7 +78,7 @@ class Regions:
         finally:
             for block in self._blocks:
                 del block.forward
-        return self._run(inputs, **keywords)
+        return None
 
 
 def _compile(forward: Callable) -> Callable:

@@ -30,6 +30,7 @@ Stems = dict[str, Tensor]
 Progress = Callable[[Iterable[Stems]], Iterable[Stems]]
 
 BLOCK = 1 << 16  # samples; larger blocks of a caller are cut, so that memory does not depend on him
+LOUDEST = 1e15  # of a sample: what is louder is damaged, and its energy beyond float32
 DEFAULTS = Inference()
 
 
@@ -266,7 +267,9 @@ def _checked(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
             )
         for part in block.detach().split(BLOCK, dim=-1):
             part = part.to("cpu", torch.float32)
-            # The sum costs a tenth of asking every sample, and is finite where they are, save near the largest float.
-            if not part.sum().isfinite() and not part.isfinite().all():
+            low, high = part.aminmax() if part.numel() else (part.sum(),) * 2
+            if not (low.isfinite() and high.isfinite()):
                 raise AudioError("the song holds samples that are not finite (NaN or infinity): replace them first")
+            if max(-low, high) > LOUDEST:
+                raise AudioError(f"the song holds samples beyond {LOUDEST:g}, where full scale is 1: it is damaged")
             yield part
