@@ -3,6 +3,8 @@
 import codecs
 import json
 import os
+import pickle
+import re
 import stat
 import zipfile
 from collections import OrderedDict
@@ -10,16 +12,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vocalremover import checkpoint
-from vocalremover.checkpoint import claims, recognition, store
+from vocalremover.checkpoint import claims, recognition, store, weights
 from vocalremover.chunks import Chunking, trapezoid
 from vocalremover.errors import ModelError
 from vocalremover.models import MODELS, NETWORKS, ModelSpec
+from vocalremover.networks import compact
 from vocalremover.separate import Separator
 from vocalremover.spectrogram import STFT
 
@@ -118,6 +122,25 @@ WRAPPINGS = {
         "ema": {f"ema_model.{key}": tensor for key, tensor in state.items()} | {"step": torch.ones(1)},
         "model": {key: torch.zeros_like(tensor) for key, tensor in state.items()},
     },
+    "swa": lambda state: {f"module.{key}": tensor for key, tensor in state.items()} | {"n_averaged": torch.tensor(3)},
+    "average of parallel": lambda state: (
+        {f"ema_model.module.{key}": tensor for key, tensor in state.items()}
+        | {"ema_model.n_averaged": torch.tensor(3)}
+        | {f"model.{key}": torch.zeros_like(tensor) for key, tensor in state.items()}
+    ),
+    "params_ema": lambda state: {
+        "params": {key: torch.zeros_like(tensor) for key, tensor in state.items()},
+        "params_ema": state,
+    },
+    "params": lambda state: {"params": state},
+    "net": lambda state: {"net": state},
+    "weights": lambda state: {"weights": state},
+    "msst": lambda state: {
+        "epoch": 3,
+        "model_state_dict": state,
+        "best_metric": np.float64(9.1),
+        "all_metrics": {"epoch_3": {"sdr": {"vocals": [np.float64(9.1), np.float32(8), np.int64(7), np.bool_(True)]}}},
+    },
     "parameters": lambda state: {key: nn.Parameter(tensor) for key, tensor in state.items()},
     "float16": lambda state: {key: tensor.half() for key, tensor in state.items()},
     "bfloat16": lambda state: {key: tensor.bfloat16() for key, tensor in state.items()},
@@ -139,6 +162,28 @@ def test_wrapped_files_are_recognised(
         assert torch.equal(ours, theirs.to(dtype).float()), key
     for ours, theirs in zip(loaded.buffers(), network.buffers(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_what_lies_beside_a_network_is_left_out_and_told(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """A module of Lightning holds its loss as well."""
+    wrapped = {f"model.{key}": tensor for key, tensor in state.items()}
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": wrapped | {"loss.window": torch.ones(4)}}, path)
+    told, loaded = checkpoint.load(path)
+    assert told.warnings == (f"{path}: left out 1 of its tensors, which v10 does not have",)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.state_dict().items())
+    del wrapped["model.out.weight"]
+    torch.save({"state_dict": wrapped | {"loss.window": torch.ones(4)}}, path)
+    assert "no network known" in refused(path)
+
+
+def test_a_dictionary_is_looked_at_once_however_often_a_file_has_it(tmp_path: Path) -> None:
+    tree = {"weight": torch.ones(3)}
+    for _ in weights.PREFIXES:
+        tree = dict.fromkeys(weights.WRAPPERS, tree)
+    torch.save(tree, tmp_path / "x.ckpt")
+    candidates, _ = weights.read(tmp_path / "x.ckpt")
+    assert len(candidates) == 1
 
 
 def test_plain_safetensors_are_recognised(tmp_path: Path, state: dict[str, Tensor], network: nn.Module) -> None:
@@ -221,6 +266,49 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path, state: dict[str, Tensor
     assert proof.exists()
 
 
+SCALAR = np.float64(1).__reduce__()[0]
+
+
+@pytest.mark.parametrize("module", [b"numpy.core.", b"numpy._core."])
+def test_numbers_of_numpy_are_passed_over_and_numpy_is_not_called(
+    tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, module: bytes
+) -> None:
+    """Whichever NumPy wrote them; were it called, it would fail at most of these."""
+    monkeypatch.chdir(tmp_path)
+    payload = pickle.dumps(Call(os.system, "touch ran"), 0)
+    numbers = [Call(np.dtype, "none"), Call(SCALAR, "none"), Call(SCALAR, np.dtype("O"), payload), Call(SCALAR)]
+    path = tmp_path / "model.pth"
+    torch.save({"state": state, "numbers": numbers}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(re.sub(rb"numpy\._?core\.", module, path.read_bytes()))
+    before = set(torch.serialization.get_safe_globals())
+    assert checkpoint.load(path)[0].network == "v10"
+    assert set(torch.serialization.get_safe_globals()) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+OBJECTS = {
+    "array": (np.zeros(3), b"", "_reconstruct: refused"),
+    "code in a number": (Call(SCALAR, np.dtype("O"), Call(os.system, "touch ran")), b"", "system: refused"),
+    "another scalar": (np.float64(1), b"posix", "posix scalar: refused"),
+    "another place": (np.float64(1), b"numpy.core.multiarray.scalar", "scalar scalar: refused"),
+    "long text": (b"x" * 65, b"", "encode: refused"),
+}
+
+
+@pytest.mark.parametrize(("thing", "module", "sentence"), OBJECTS.values(), ids=OBJECTS)
+def test_what_is_no_number_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thing: object, module: bytes, sentence: str
+) -> None:
+    """Also where a foreign module has the name of a harmless one's function."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.pth"
+    torch.save({"weight": torch.ones(3), "more": thing}, path, _use_new_zipfile_serialization=False)
+    if module:
+        path.write_bytes(re.sub(rb"numpy\._?core\.multiarray", module, path.read_bytes()))
+    assert sentence in refused(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
 def test_truncated_files(tmp_path: Path, spec: ModelSpec, state: dict[str, Tensor], kind: str) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
@@ -262,9 +350,13 @@ def test_compressed_archives(tmp_path: Path, name: str) -> None:
     assert "compressed" in refused(tmp_path / name)
 
 
+NUMBER = b"12345678"
 GREEDY = {
     "zeros": (Call(bytearray, 10**3), "bytearray: refused"),
     "twice as many": (Call(codecs.encode, Call(codecs.encode, "x", "latin-1"), "hex"), "encode: refused"),
+    "twice as many as before": ([NUMBER, Call(codecs.encode, NUMBER, "hex")], "encode: refused"),
+    "often": (Call(codecs.encode, "x" * 10**3, "latin1"), "encode: refused"),
+    "later": ([NUMBER, codecs.encode, Call(codecs.encode, "x", "latin1")], "encode: refused"),
     "repeated": (Call(OrderedDict, torch.ones(1, 2).expand(10**3, 2)), "damaged"),
 }
 
@@ -272,7 +364,7 @@ GREEDY = {
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 @pytest.mark.parametrize(("call", "sentence"), GREEDY.values(), ids=GREEDY)
 def test_a_pickle_calls_nothing_that_takes_much_memory(
-    tmp_path: Path, call: Call, sentence: str, zipped: bool
+    tmp_path: Path, call: object, sentence: str, zipped: bool
 ) -> None:
     """PyTorch itself would allow all of them, with any number in place of 1000."""
     path = tmp_path / "model.pth"
@@ -284,6 +376,20 @@ def test_a_pickle_calls_nothing_that_takes_much_memory(
 def test_integers_are_no_weights(tmp_path: Path, state: dict[str, Tensor]) -> None:
     torch.save(state | {"out.weight": state["out.weight"].long()}, tmp_path / "model.pth")
     assert "out.weight holds torch.int64" in refused(tmp_path / "model.pth")
+
+
+def test_counters_of_batch_normalisation_may_be_halved_like_all_else(tmp_path: Path) -> None:
+    network = compact.CompactFrameTransformer(512, ((64, 2), (192, 6)), (4, 4, 4, 4, 4), 2, 1, 1)
+    counters = {key: tensor.fill_(7) for key, tensor in network.state_dict().items() if key.endswith("batches_tracked")}
+    for dtype in (torch.float16, torch.bfloat16):
+        torch.save({key: tensor.to(dtype) for key, tensor in network.state_dict().items()}, tmp_path / "model.pth")
+        loaded = checkpoint.load(tmp_path / "model.pth")[1].state_dict()
+        assert counters and all(loaded[key].item() == 7 for key in counters)
+        assert all(tensor.is_floating_point() for key, tensor in loaded.items() if key not in counters)
+    for counter in counters.values():
+        counter.fill_(100_000)
+    torch.save({key: tensor.half() for key, tensor in network.state_dict().items()}, tmp_path / "model.pth")
+    assert checkpoint.load(tmp_path / "model.pth")[1].state_dict()[next(iter(counters))] == 0  # beyond half precision
 
 
 HOSTILE = {

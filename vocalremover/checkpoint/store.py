@@ -145,10 +145,17 @@ def _assemble(name_or_path: str | os.PathLike[str], config: Path | None) -> tupl
         spec = _named(spec, recipe, path, bool(description))
     if not told:
         spec = replace(spec, warnings=tuple(f"{path}: {warning}" for warning in spec.warnings))
+    foreign = max(map(len, candidates)) - len(state)
+    if foreign:
+        warning = f"{path}: left out {foreign} of its tensors, which {spec.network} does not have"
+        spec = replace(spec, warnings=(*spec.warnings, warning))
     network = spec.build("meta")
     for key, wanted in network.state_dict().items():
         held = state[key].dtype
-        if held != wanted.dtype and not (held in DTYPES and wanted.dtype.is_floating_point):
+        # Whoever halves all tensors halves the counters of batch normalisation, too; half precision ends at 65504.
+        if held in DTYPES and wanted.dtype == torch.int64 and wanted.ndim == 0:
+            state[key] = state[key].nan_to_num(0, 0, 0).long()
+        elif held != wanted.dtype and not (held in DTYPES and wanted.dtype.is_floating_point):
             raise ModelError(f"{path}: {key} holds {held}, which cannot be read as {wanted.dtype}")
     network.load_state_dict(state, strict=True, assign=True)
     return spec, network

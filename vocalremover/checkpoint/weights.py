@@ -1,8 +1,9 @@
 """Files of weights from anywhere in, dictionaries of tensors out.
 
 Nothing in a file is believed: no code of it runs (`weights_only=True`, always), its pickles call little but what makes
-tensors, and no tensor or archive may claim to be larger than the file. PyTorch files (zip or older) and safetensors are
-told apart by their content, not by their name.
+tensors, and no tensor or archive may claim to be larger than the file. NumPy's numbers, such as the scores of a
+training, are passed over without NumPy. PyTorch files (zip or older) and safetensors are told apart by their content,
+not by their name.
 """
 
 import os
@@ -11,20 +12,48 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import IO
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.serialization import safe_globals
 
 from vocalremover.errors import ModelError
 
 # Averaged weights come first: where a training run kept both, they are the better ones.
-WRAPPERS = ("ema", "ema_state_dict", "model_ema", "state", "state_dict", "model_state_dict", "model", "generator")
+WRAPPERS = (
+    "ema", "ema_state_dict", "model_ema", "params_ema",
+    "state", "state_dict", "model_state_dict", "model", "generator", "net", "params", "weights",
+)  # fmt: skip
 PREFIXES = ("ema_model.", "module.", "model.", "network.")
-CALLS = {"OrderedDict", "Counter", "device", "Size", "_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"}
+CALLS = {
+    "collections OrderedDict", "collections Counter", "torch device", "torch Size",
+    "torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
+}  # fmt: skip
 """What a pickle may call, besides naming storages and dtypes. PyTorch lets it call more, such as bytearray(10**12)."""
+NUMBERS = ("numpy dtype", "numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
+"""What a pickle calls to make a number of NumPy, before and since NumPy 2; none of it is called."""
+ENCODING = (("BINUNICODE",), ("BINUNICODE", "BINGET"), ("TUPLE2",), ("REDUCE",))
+"""How a pickle goes on that makes the bytes of a number: with a text of its own, at once, and with a codec."""
+LONGEST = 64  # of such a text; the widest number has 32 bytes
+
+
+class _Number:
+    """Stands in for a number of NumPy, or for its dtype, and forgets what it is made of."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+# PyTorch finds them by their own names; tuples of an object and a name it takes only since 2.6.
+STAND_INS = [type(name, (_Number,), {"__module__": module}) for module, name in map(str.split, NUMBERS)]
+LOADING = Lock()  # what PyTorch may call is the same for all threads
 
 
 def read(path: Path) -> tuple[list[dict[str, Tensor]], str | None]:
@@ -43,7 +72,7 @@ def read(path: Path) -> tuple[list[dict[str, Tensor]], str | None]:
             (_check_archive if zipped else _check_pickles)(path, size)
             # The pickles of PyTorch before 1.6 cannot be mapped; and torch itself believes in the suffix .safetensors.
             mapped = zipped and path.suffix != ".safetensors"
-            with _Whole(), open(path, "rb") as stream:
+            with LOADING, safe_globals(STAND_INS), _Whole(), open(path, "rb") as stream:
                 tree = torch.load(path if mapped else stream, map_location="cpu", weights_only=True, mmap=mapped)
         else:
             raise ModelError(f"{path} is not a checkpoint, or only the beginning of one")
@@ -55,7 +84,7 @@ def read(path: Path) -> tuple[list[dict[str, Tensor]], str | None]:
         if "unsupported" in str(error).lower():
             raise ModelError(f"{path} holds more than tensors and could run foreign code: refused") from error
         raise ModelError(f"{path} is damaged, incomplete or no checkpoint of tensors; copy it again") from error
-    candidates = list(_candidates(tree))
+    candidates = list(_candidates(tree, set()))
     if not candidates:
         raise ModelError(f"{path} holds no tensors")
     for candidate in candidates:
@@ -84,14 +113,33 @@ def _check_pickles(path: Path, size: int) -> None:
 
 
 def _check_calls(path: Path, pickle: IO[bytes]) -> None:
-    """Refuses a pickle that names anything but what tensors are made of."""
+    """Refuses a pickle that names anything but what tensors and numbers are made of, or makes more bytes than it has.
+
+    PyTorch calls `encode` itself: one text could be encoded a million times, or its bytes over and over by a codec that
+    doubles them. Hence it has to be followed by its words, a short text among them, wherever it is taken from the memo.
+    """
+    kept: set[object] = set()  # where the memo has it
+    awaited: tuple[tuple[str, ...], ...] = ()
     for opcode, words, _ in pickletools.genops(pickle):
-        if opcode.name not in ("GLOBAL", "STACK_GLOBAL"):
-            continue
-        name = str(words).rpartition(" ")[2]
-        kind = name.endswith("Storage") and "typed" not in name.lower()  # FloatStorage and its like, which call nothing
-        if not (kind or name in CALLS or isinstance(vars(torch).get(name), torch.dtype)):
+        kind = opcode.name.removeprefix("LONG_")
+        if kind == "BINPUT":
+            if awaited == ENCODING:
+                kept.add(words)
+        elif awaited:
+            if kind not in awaited[0] or len(str(words)) > LONGEST:
+                raise ModelError(f"{path} holds more than tensors, _codecs encode: refused")
+            awaited = awaited[1:]
+        elif (kind, words) == ("GLOBAL", "_codecs encode") or (kind == "BINGET" and words in kept):
+            awaited = ENCODING
+        elif kind in ("GLOBAL", "STACK_GLOBAL") and not _harmless(str(words)):
             raise ModelError(f"{path} holds more than tensors, {printable(str(words))}: refused")
+
+
+def _harmless(words: str) -> bool:
+    """Whether a module and a name in it, with a space between, are a part of tensors or numbers."""
+    name = words.rpartition(" ")[2]
+    storage = name.endswith("Storage") and "typed" not in name.lower()  # FloatStorage and its like, which call nothing
+    return storage or words in CALLS or words in NUMBERS or isinstance(vars(torch).get(name), torch.dtype)
 
 
 class _Whole(TorchFunctionMode):
@@ -117,22 +165,38 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor], size: int) -> None:
         raise ModelError(f"{path}: the tensors claim to be larger than the file")
 
 
-def _candidates(tree: object, depth: int = 0) -> Iterator[dict[str, Tensor]]:
-    """Every dictionary of tensors in a checkpoint, wrapped ones first, without prefixes of training wrappers."""
-    if not isinstance(tree, Mapping) or depth > len(PREFIXES):
+def _candidates(tree: object, seen: set[int], depth: int = 0) -> Iterator[dict[str, Tensor]]:
+    """Every dictionary of tensors in a checkpoint, wrapped ones first, without prefixes of training wrappers.
+
+    After each come its tensors with one of the prefixes, for files that hold a loss beside the network.
+    """
+    # Once each: a few dictionaries that hold one another under every name would be found in a million ways.
+    if not isinstance(tree, Mapping) or id(tree) in seen or depth > len(PREFIXES):
         return
+    seen.add(id(tree))
     for wrapper in WRAPPERS:
-        yield from _candidates(tree.get(wrapper), depth + 1)
+        yield from _candidates(tree.get(wrapper), seen, depth + 1)
     state = {key: value.detach() for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    # torch.optim.swa_utils counts so what went into an average.
+    state = {key.replace("_orig_mod.", ""): value for key, value in state.items() if not key.endswith("n_averaged")}
     if not state:
         return
-    state = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    state = _stripped(state)
+    yield state
+    for prefix in PREFIXES:
+        part = {key: value for key, value in state.items() if key.startswith(prefix)}
+        if part:
+            yield _stripped(part)
+
+
+def _stripped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A dictionary of tensors without the prefixes of training wrappers."""
     for prefix in PREFIXES * 2:
         stripped = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         # An exponential average keeps the trained weights and counters beside its own; other wrappers rename all.
         if len(stripped) == len(state) or (stripped and prefix == "ema_model."):
             state = stripped
-    yield state
+    return state
 
 
 def printable(key: str) -> str:
