@@ -286,6 +286,23 @@ def test_a_stem_beyond_full_scale_is_told_and_left_alone(make_song: Callable[...
     assert_close(vocals, read(song)[0] * 8.0)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [
+        (Encoding("wav"), "was clipped; --clip rescale or --bits 32f keeps it whole"),
+        (Encoding("flac"), "was clipped; --clip rescale or -f wav --bits 32f keeps it whole"),
+        (Encoding("mp3"), "may be clipped by a player; --clip rescale or -f wav --bits 32f keeps it whole"),
+    ],
+)
+def test_what_is_said_of_a_stem_beyond_full_scale_is_true_of_its_format(
+    make_song: Callable[..., Path], encoding: Encoding, told: str
+) -> None:
+    settings = Settings(encoding=encoding, stems=("vocals",))
+    (result,) = batch.run(batch.plan([make_song()], settings), FakeSeparator(share=8.0), settings)
+    (warning,) = result.warnings
+    assert warning.endswith(f"dB and {told}")
+
+
 def test_rescale_turns_all_stems_down_by_one_gain(make_song: Callable[..., Path]) -> None:
     song = make_song(samples=30000, bits="32f")
     settings = Settings(clip="rescale", encoding=Encoding("wav", "24"))
@@ -315,6 +332,18 @@ def test_clamp_limits_samples_and_nothing_else(make_song: Callable[..., Path]) -
     (result,) = batch.run(batch.plan([song], settings), FakeSeparator(share=8.0), settings)
     assert torch.equal(read(result.job.outputs["vocals"])[0], (read(song)[0] * 8.0).clamp(-1, 1))
     assert any("limited" in warning for warning in result.warnings)
+
+
+def test_a_name_too_long_for_the_disk_is_told_before_the_work(make_song: Callable[..., Path]) -> None:
+    class Untouched(FakeSeparator):
+        def stream(self, *song: object) -> Iterator[dict[str, Tensor]]:
+            raise AssertionError("the song was separated in vain")
+
+    song = make_song()
+    settings = Settings(out=song.parent / "out", template="x" * 240 + "_{stem}.{ext}")
+    (result,) = batch.run(batch.plan([song], settings), Untouched(), settings)
+    assert "_Instrumental.wav: cannot be written, the name is too long for this disk" in result.error
+    assert os.listdir(settings.out) == []
 
 
 @pytest.mark.parametrize("clip", batch.CLIPS)

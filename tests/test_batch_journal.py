@@ -1,15 +1,17 @@
 """What is skipped, what is made again and what is never touched, by what the journal tells of an output."""
 
+import errno
 import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import FakeSeparator
+from torch import Tensor
 
 from vocalremover import batch
 from vocalremover.audio import Encoding
@@ -176,6 +178,80 @@ def test_a_run_that_was_killed_between_two_names_is_finished(
     assert state(song, settings) == "stale"
     assert run(song, settings).state == "done"
     assert len(os.listdir(settings.out)) == 3
+
+
+def test_what_another_run_makes_meanwhile_is_skipped(make_song: Make, settings: Settings) -> None:
+    songs = [make_song(f"{number}.wav") for number in range(3)]
+    run(songs[0], settings)
+    results = batch.run(batch.plan(songs, settings), FakeSeparator(), settings, songs=1)
+    assert next(results).state == "skipped"
+    assert run(songs[2], settings).state == "done"
+    assert [(result.state, result.error) for result in results] == [("done", None), ("skipped", None)]
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_what_another_run_makes_of_the_same_song_is_not_replaced(
+    make_song: Make, settings: Settings, skip: bool
+) -> None:
+    class Slower(FakeSeparator):
+        def stream(self, *song: object) -> Iterator[dict[str, Tensor]]:
+            made.update({path: path.stat() for path in run(input_song, settings).job.outputs.values()})
+            return super().stream(*song)
+
+    made: dict[Path, os.stat_result] = {}
+    input_song, slower = make_song(), replace(settings, skip_existing=skip)
+    (result,) = batch.run(batch.plan([input_song], slower), Slower(), slower)
+    assert result.state == ("skipped" if skip else "failed")
+    assert skip or ("meanwhile" in result.error and "--overwrite" in result.error)
+    assert {path: path.stat() for path in made} == made
+
+
+def test_a_journal_is_read_on_from_where_it_was_read(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for track in ("first", "second"):
+        assert journal.entry(tmp_path / f"{track}.wav") is None
+        note(tmp_path, track, {})
+        assert journal.entry(tmp_path / f"{track}.wav").done
+    other = tmp_path / "other"
+    other.mkdir()
+    for track in ("third", "fourth", "fifth"):
+        note(other, track, {})
+    (other / batch.JOURNAL).replace(tmp_path / batch.JOURNAL)
+    assert [journal.entry(tmp_path / f"{track}.wav") is None for track in ("first", "third")] == [True, False]
+
+
+def test_half_a_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
+    note(tmp_path, "song", {})
+    path, journal = tmp_path / batch.JOURNAL, Journal(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert journal.entry(tmp_path / "song.wav") is None
+    path.write_bytes(whole)
+    assert journal.entry(tmp_path / "song.wav").done
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_name_that_the_disk_refuses_leaves_all_as_it_was(
+    make_song: Make, settings: Settings, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    def refused(source: Path, target: Path) -> None:
+        if Path(source).name == "stem1.wav" and Path(target).name == "song_Instrumental.wav":
+            raise OSError(errno.EACCES, "Permission denied")
+        replaced(source, target)
+
+    song, replaced = make_song(), os.replace
+    if replaces:
+        run(song, settings)
+    settings.out.mkdir(exist_ok=True)
+    before = {path.name: path.read_bytes() for path in settings.out.glob("*.wav")}
+    monkeypatch.setattr(os, "replace", refused)
+    result = run(song, settings, share=0.5)
+    monkeypatch.undo()
+    assert result.error.startswith(f"{result.job.outputs['instrumental']}: cannot be written, no permission")
+    assert {path.name: path.read_bytes() for path in settings.out.glob("*.wav")} == before
+    assert set(os.listdir(settings.out)) == {*before, batch.JOURNAL}
+    assert state(song, settings, share=0.5) == ("stale" if replaces else "new")
+    assert run(song, settings, share=0.5).state == "done"
 
 
 def test_the_journal_is_written_without_being_asked_and_moves_with_its_folder(

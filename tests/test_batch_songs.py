@@ -89,6 +89,14 @@ def test_a_pattern_stands_for_what_the_shell_would_put_there(tree: Path) -> None
     assert "no file has a name like this" in song.problem
 
 
+def test_a_pattern_that_nothing_matches_is_no_input_unless_there_are_songs_besides(tree: Path) -> None:
+    (tree / "empty").mkdir()
+    for inputs in ([f"{tree}/*.flac"], [tree / "empty", f"{tree}/*.flac"]):
+        with pytest.raises(InputError, match=r"\*\.flac: no file has a name like this"):
+            batch.plan(inputs, Settings())
+    assert [job.problem is None for job in batch.plan([f"{tree}/*.flac", tree], Settings())] == [False, True]
+
+
 def test_a_list_is_relative_to_its_own_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = os.fsdecode(b"latin\xe9.wav")
     nfd = unicodedata.normalize("NFD", "é.wav")

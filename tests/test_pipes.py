@@ -165,6 +165,23 @@ def test_an_exception_while_reading_is_not_lost(tmp_path: Path, start: int) -> N
         batch.pipe(Stopping(encoded(tmp_path, Encoding("flac"))), io.BytesIO(), FakeSeparator(1.0), vocals())
 
 
+@pytest.mark.parametrize(("failure", "told"), [(KeyboardInterrupt, None), (OSError(5, "I/O error"), "read: I/O error")])
+@pytest.mark.parametrize(("form", "measures"), [("m4a", False), ("wav", True)])
+def test_an_exception_while_a_stream_is_kept_is_not_its_end(
+    tmp_path: Path, failure: BaseException, told: str | None, form: str, measures: bool
+) -> None:
+    class Stopping(io.BytesIO):
+        def read1(self, size: int = -1) -> bytes:
+            if self.tell() > 10000:
+                raise failure
+            return super().read1(min(size, 2000))
+
+    song, sink = Stopping(encoded(tmp_path, Encoding(form))), io.BytesIO()
+    with pytest.raises(AudioError if told else KeyboardInterrupt, match=told):
+        batch.pipe(song, sink, FakeSeparator(1.0, measures), vocals())
+    assert sink.getvalue() == b""
+
+
 # Out
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from vocalremover import pictures
+from vocalremover import pictures, staging
 from vocalremover.audio import Encoding, write
 from vocalremover.batch import Job, Result
 from vocalremover.errors import AudioError, UsageError
@@ -272,6 +272,14 @@ def test_a_page_appears_whole_or_not_at_all(tmp_path: Path, run: list[Result]) -
     (tmp_path / "file").write_text("")
     with pytest.raises(AudioError, match="file"):
         Page(tmp_path / "file" / "page.html", {})
+
+
+def test_what_a_killed_run_left_beside_the_page_is_swept(tmp_path: Path) -> None:
+    dead = tmp_path / f"{staging.PREFIX}dead"
+    dead.mkdir()
+    (dead / staging.LOCK).write_text(staging.socket.gethostname())
+    written(tmp_path / "page.html", [])
+    assert os.listdir(tmp_path) == ["page.html"]
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

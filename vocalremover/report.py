@@ -26,7 +26,7 @@ from vocalremover.batch import Result, Summary
 from vocalremover.durations import clock
 from vocalremover.errors import AudioError, InputError, UsageError, VocalRemoverError
 from vocalremover.pictures import Progress, Sound, measure, spectrogram, waveform
-from vocalremover.staging import Staging
+from vocalremover.staging import Staging, sweep
 
 MARK = '<meta name="generator" content="vocalremover">'
 MIXTURE = "mixture"
@@ -47,6 +47,7 @@ class Page:
         self._stopped = False
         if path.is_dir() or (path.exists() and not overwrite and not _is_page(path)):
             raise UsageError(f"{path} exists and is no report; choose another name for the report")
+        sweep(path.parent)
         with ExitStack() as stack, _told(path):
             folder = stack.enter_context(Staging(path.parent))
             self._part = stack.enter_context(open(folder / "report", "wb"))

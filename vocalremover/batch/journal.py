@@ -16,7 +16,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,13 +76,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the journal says of one output."""
+    """What the journal says of one output; where it was about to be replaced, it may still look as in `earlier`."""
 
     stem: str
     stamp: Stamp
     origin: Origin
     making: str
     done: bool
+    earlier: frozenset[Stamp] = frozenset()
 
     def is_as_long_as(self, path: Path) -> bool:
         """Whether a file has the output's size; its date may be another, which a copy changes."""
@@ -112,8 +113,7 @@ def digest(making: Mapping[str, object]) -> str:
 
 
 class Journal:
-    """The journal of one folder, read when it is first asked for what earlier runs made; safe to use from several
-    threads.
+    """The journal of one folder, read as far as it goes whenever it is asked; safe to use from several threads.
 
     Raises OSError where it cannot be written; a journal that cannot be read is an empty one.
     """
@@ -122,16 +122,15 @@ class Journal:
         self.folder = folder
         self._lock = threading.Lock()
         self._told: set[str] = set()
-        self._entries: dict[str, Entry] | None = None
+        self._entries: dict[str, Entry] = {}
+        self._seen = (0, 0, 0)  # the file's number, size and date when it was last read
+        self._read = 0  # bytes of it, in whole lines
 
     def entry(self, output: Path) -> Entry | None:
-        """The last that earlier runs said of an output."""
+        """The last that any run has said of an output, one that is under way included."""
         with self._lock:
-            if self._entries is None:
-                self._entries = {}
-                for record in self._records():
-                    with suppress(KeyError, TypeError, ValueError, AttributeError):
-                        self._entries.update(_entries(record))
+            with suppress(OSError):
+                self._read_on()
             return self._entries.get(self._key(output))
 
     def note(
@@ -159,14 +158,28 @@ class Journal:
         # Systems differ in how they spell an accent in a name that was given to them.
         return unicodedata.normalize("NFC", Path(os.path.relpath(output, self.folder)).as_posix())
 
-    def _records(self) -> Iterator[dict]:
-        try:
-            with open(self.folder / JOURNAL, encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    with suppress(ValueError):
-                        yield json.loads(line)
-        except OSError:
+    def _read_on(self) -> None:
+        """Reads the lines that have come since the last time, all of them where it is another file."""
+        path = self.folder / JOURNAL
+        status = os.stat(path)
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if seen == self._seen:
             return
+        if seen[0] != self._seen[0] or seen[1] < self._read:
+            self._entries, self._read = {}, 0
+        with open(path, "rb") as lines:
+            lines.seek(self._read)
+            for line in lines:
+                with suppress(KeyError, TypeError, ValueError, AttributeError):
+                    self._learn(_entries(json.loads(line)))
+                self._read += len(line) if line.endswith(b"\n") else 0
+        self._seen = seen
+
+    def _learn(self, entries: Mapping[str, Entry]) -> None:
+        for key, entry in entries.items():
+            known = self._entries.get(key)
+            earlier = {known.stamp, *known.earlier} if known and not entry.done else ()
+            self._entries[key] = replace(entry, earlier=frozenset(earlier))
 
     def _append(self, records: list[dict]) -> None:
         data = "".join(json.dumps(record, default=str) + "\n" for record in records).encode()

@@ -36,7 +36,7 @@ class Step:
 
 
 class Ledger:
-    """The journals of all folders that a run writes into, each read when it is first needed.
+    """The journals of all folders that a run writes into, each read as far as it goes when it is needed.
 
     description: `Separator.describe`, which is asked once there are stems to tell of: it may read all weights.
     """
@@ -125,6 +125,6 @@ def _foreign(job: Job, output: Path, entry: Entry | None, same: Mapping[Origin, 
         return "the journal does not tell how it was made"
     if not same[entry.origin] and entry.origin.path != os.path.realpath(job.input):
         return f"was made from {entry.origin.path}"
-    if output.is_symlink() or Stamp.of(output) != entry.stamp:
+    if output.is_symlink() or Stamp.of(output) not in {entry.stamp, *entry.earlier}:
         return "was changed since it was made"
     return None

@@ -72,7 +72,10 @@ def _spooled(song: OneWay, stack: ExitStack) -> Reader:
     except OSError as error:
         raise AudioError(f"standard input cannot be kept in a temporary folder: {error.strerror}") from error
     try:
+        song.check()
         return Reader(folder / "song")
+    except OSError as error:
+        raise AudioError(f"standard input cannot be read: {error.strerror}") from error
     except AudioError as error:
         raise AudioError(str(error).replace(str(folder / "song"), "standard input")) from error
 

@@ -54,9 +54,12 @@ def plan(
             jobs.append(Job(song.path, outputs))
         else:
             log.info("%s is left out: it is named like a stem of a song beside it", song.path)
-    if not jobs:
+    # Only a pattern without a match is named and a problem at once.
+    unmatched = [song.problem for song in songs if song.problem and song.named]
+    if len(jobs) == len(unmatched):
         names = ", ".join(map(str, inputs)) or "what was given"
-        raise InputError(f"there is no song in {names}; name a file, or a folder that holds songs")
+        sentence = f"there is no song in {names}; name a file, or a folder that holds songs"
+        raise InputError(" ".join(unmatched) or sentence)
     _refuse_collisions(jobs, keys)
     return jobs[shard[0] - 1 :: shard[1]] if shard else jobs
 

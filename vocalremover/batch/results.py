@@ -61,11 +61,15 @@ class Result:
 
 
 def levels(job: Job, peaks: dict[str, float], settings: Settings) -> Iterable[str]:
-    """A sentence for each stem beyond full scale, where the encoding or the settings change its samples."""
-    if settings.clip == "none" and settings.encoding.bits == "32f":
+    """A sentence for each stem beyond full scale, where the encoding, a player or the settings change its samples."""
+    encoding = settings.encoding
+    if settings.clip == "none" and encoding.bits == "32f":
         return
+    clipped = "was clipped" if encoding.bits else "may be clipped by a player"
+    remedies = ["--clip rescale"] if job.outputs else []  # a stream has no second pass
+    remedies.append("--bits 32f" if encoding.format == "wav" else "-f wav --bits 32f")
     fate = {
-        "none": "was clipped; --clip rescale or --bits 32f keeps it whole",
+        "none": f"{clipped}; {' or '.join(remedies)} keeps it whole",
         "rescale": f"was turned down by {20 * math.log10(max(1.0, *peaks.values())):.2f} dB, as all stems of the song",
         "clamp": "was limited to full scale",
     }[settings.clip]

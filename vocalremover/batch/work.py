@@ -8,7 +8,7 @@ or not at all.
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 from time import perf_counter
@@ -16,9 +16,10 @@ from time import perf_counter
 from torch import Tensor
 
 from vocalremover.audio import Encoding, Reader, Writer
+from vocalremover.audio.writing import REASONS
 from vocalremover.batch.flow import Flow, Gone
 from vocalremover.batch.journal import JOURNAL, Origin, Stamp
-from vocalremover.batch.ledger import Ledger, Step
+from vocalremover.batch.ledger import Ledger
 from vocalremover.batch.plan import Job
 from vocalremover.batch.results import Progress, Result, levels
 from vocalremover.errors import AudioError, UsageError, VocalRemoverError
@@ -133,24 +134,28 @@ class Work:
             stack.callback(lambda: self._warnings.extend(self._reader.warnings))
             staged = self._stage(stack)
             try:
-                self._make(step, staged)
+                return self._make(staged)
             except (AudioError, UsageError, OSError) as error:
                 raise AudioError(_retold(str(error), staged, self.job)) from error
-        return "done"
 
     def _stage(self, stack: ExitStack) -> dict[str, Path]:
-        """A short name for each stem, in a hidden folder on the file system of its output."""
+        """A short name for each stem, in a hidden folder beside its output, whose own name the disk has to take."""
         folders: dict[Path, Path] = {}
         for output in self.job.outputs.values():
             if output.parent not in folders:
                 folders[output.parent] = stack.enter_context(Staging(output.parent))
+            try:
+                with suppress(FileNotFoundError):
+                    os.lstat(output)
+            except OSError as error:
+                raise _refused(output, error) from error
         return {
             stem: folders[output.parent] / f"stem{number}{output.suffix}"
             for number, (stem, output) in enumerate(self.job.outputs.items())
         }
 
-    def _make(self, step: Step, staged: dict[str, Path]) -> None:
-        """Reads and measures the song, has its stems written and gives them their names."""
+    def _make(self, staged: dict[str, Path]) -> str:
+        """Reads and measures the song, has its stems written and gives them their names; returns the job's state."""
         origin = Origin.of(self.job.input)
         writers = self._writers(staged, self._settings.encoding)
         if self._settings.clip == "rescale":  # the gain is known only at the song's end: the stems wait as floats
@@ -161,7 +166,7 @@ class Work:
         else:
             self._separated(writers)
         self._warnings += levels(self.job, self._peaks, self._settings)
-        self._publish(step, origin, staged)
+        return self._publish(origin, staged)
 
     def _writers(self, paths: dict[str, Path], encoding: Encoding) -> dict[str, Writer]:
         """Raises UsageError where the encoding cannot hold the song; nothing is opened yet."""
@@ -236,15 +241,33 @@ class Work:
         if self._failure:
             raise self._failure
 
-    def _publish(self, step: Step, origin: Origin, staged: dict[str, Path]) -> None:
+    def _publish(self, origin: Origin, staged: dict[str, Path]) -> str:
+        step = self._ledger.step(self.job)
+        if step.state == "done":
+            return "skipped"
+        if step.reason:
+            raise AudioError(f"somebody else has been at work here meanwhile: {step.reason}")
         stamps = {stem: Stamp.of(path) for stem, path in staged.items()}
-        for output in self.job.outputs.values():
-            if step.state == "new" and not self._settings.overwrite and os.path.lexists(output):
-                raise AudioError(f"{output} has been made by somebody else meanwhile; --overwrite replaces it")
         self._note(origin, stamps, done=False)
-        for stem, output in self.job.outputs.items():
-            os.replace(staged[stem], output)
+        self._rename(staged)
         self._note(origin, stamps, done=True)
+        return "done"
+
+    def _rename(self, staged: dict[str, Path]) -> None:
+        """Gives the stems their names; where the disk refuses one, all is as it was before."""
+        moved: list[tuple[Path, Path]] = []
+        try:
+            for stem, output in self.job.outputs.items():
+                if os.path.lexists(output):
+                    old = staged[stem].with_suffix(".old")
+                    _keep(output, old)
+                    moved.append((output, old))
+                os.replace(staged[stem], output)
+                moved.append((staged[stem], output))
+        except OSError as error:
+            for before, now in reversed(moved):
+                os.replace(now, before)
+            raise _refused(output, error) from error
 
     def _note(self, origin: Origin, stamps: dict[str, Stamp], done: bool) -> None:
         try:
@@ -252,6 +275,19 @@ class Work:
         except OSError as error:
             journal = self._settings.home(self.job.input) / JOURNAL
             self._warnings.append(f"{journal} cannot be written ({error.strerror}): it will not tell how this was made")
+
+
+def _keep(output: Path, old: Path) -> None:
+    """Gives a file a second name, so that it is never without its first; a new one where the disk knows no links."""
+    try:
+        os.link(output, old, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        os.replace(output, old)
+
+
+def _refused(output: Path, error: OSError) -> AudioError:
+    reason = REASONS.get(error.errno, error.strerror)
+    return AudioError(f"{output}: cannot be written, {reason}; choose another --template or --out")
 
 
 def _retold(sentence: str, staged: dict[str, Path], job: Job) -> str:

@@ -65,7 +65,8 @@ def combine_files(
         warnings += (f"{reader.path}: {warning}" for reader in readers for warning in reader.warnings)
     if writer.peak > 1 and encoding.bits != "32f":
         over = 20 * math.log10(writer.peak)
-        warnings.append(f"{out} exceeds full scale by {over:.2f} dB and was clipped; wav with 32f bits keeps it whole")
+        clipped = "was clipped" if encoding.bits else "may be clipped by a player"
+        warnings.append(f"{out} exceeds full scale by {over:.2f} dB and {clipped}; wav with 32f bits keeps it whole")
     return warnings
 
 
