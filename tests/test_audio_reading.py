@@ -1,5 +1,6 @@
 """Whatever a person has is read, at its true length and place; what is damaged is told; what is no song is refused."""
 
+import io
 import os
 import struct
 import tracemalloc
@@ -150,6 +151,61 @@ def test_an_mp3_without_a_count_is_counted(tmp_path: Path) -> None:
     assert reader.samples == 1152 * len(frames) == sum(block.shape[1] for block in reader.blocks())
 
 
+# Most surplus makes FFmpeg guess the length, little makes it believe the first header.
+@pytest.mark.parametrize("samples", [44100, 16 * 44100])
+@pytest.mark.parametrize("between", [b"", b"TAG" + bytes(125)])
+@pytest.mark.parametrize("cover", [b"", np.random.default_rng(0).bytes(5000)])
+def test_joined_mp3s_are_read_to_their_end(tmp_path: Path, samples: int, between: bytes, cover: bytes) -> None:
+    songs = noise(2, samples), noise(2, 22050, seed=1)
+    for number, song in enumerate(songs):
+        write(tmp_path / str(number), song, 44100, Encoding("mp3"), Tags("Song"))
+    first, second = ((tmp_path / str(number)).read_bytes() for number in range(2))
+    if cover:
+        size = len(cover)
+        second = b"ID3\3\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + cover + second
+    (tmp_path / "song").write_bytes(first + between + second)
+    found, warnings = drained(tmp_path / "song")
+    # The padding of one and the delay of the other lie where they meet, the padding of the other at the end.
+    assert 0 <= found.shape[1] - samples - 22050 <= 4 * 1152
+    assert lag(found[0, :samples], songs[0][0]) == 0
+    assert 0 <= lag(found[0, samples:], songs[1][0]) <= 3 * 1152
+    assert warnings == []
+
+
+def test_tags_at_the_end_of_an_mp3_do_not_change_its_length(tmp_path: Path) -> None:
+    write(tmp_path / "song", noise(2, 50021), 44100, Encoding("mp3"))
+    data = (tmp_path / "song").read_bytes()
+    for tags in (bytes(2000), np.random.default_rng(0).bytes(2000)):
+        (tmp_path / "song").write_bytes(data + b"APETAGEX" + tags)
+        with Reader(tmp_path / "song") as reader:
+            assert reader.samples == sum(block.shape[1] for block in reader.blocks()) == 50021
+
+
+def test_an_mp3_inside_a_wav_is_read_to_its_end(tmp_path: Path) -> None:
+    song = noise(2, 50021)
+    ffmpeg_write(tmp_path / "song", "libmp3lame", "wav", song)
+    with Reader(tmp_path / "song") as reader:
+        found = torch.cat(list(reader.blocks()), dim=1)
+        assert reader.samples == found.shape[1]
+        assert reader.warnings == []
+    # A wav has no word for the encoder's delay and padding.
+    assert 0 <= found.shape[1] - 50021 <= 2 * 1152
+    assert lag(found[0], song[0]) == 1105
+    data = (tmp_path / "song").read_bytes()
+    (tmp_path / "song").write_bytes(data[: len(data) // 2])
+    assert [warning[:9] for warning in drained(tmp_path / "song")[1]] == ["truncated"]
+
+
+def test_tags_at_the_end_of_a_stream_are_no_damage(tmp_path: Path) -> None:
+    ffmpeg_write(tmp_path / "song", "wavpack", "wv", noise(2, 50021))
+    data = (tmp_path / "song").read_bytes()
+    assert b"APETAGEX" in data
+    for content, warnings in ((data, []), (data[: len(data) // 2], ["truncated"])):
+        with PipeReader(io.BytesIO(content)) as reader:
+            assert (sum(block.shape[1] for block in reader.blocks()) == 50021) == (not warnings)
+            assert [warning[:9] for warning in reader.warnings] == warnings
+
+
 def test_the_sound_track_of_a_video_is_read(tmp_path: Path) -> None:
     song = noise(2, 48000)
     for name, (muxer, codec) in {"a.mp4": ("mp4", "aac"), "a.mkv": ("matroska", "flac")}.items():
@@ -252,9 +308,7 @@ def caf(path: Path, song: Tensor, *speakers: int) -> None:
     form = struct.pack(">d4sIIIII", 44100, b"lpcm", 0, 2 * channels, 1, channels, 16)
     places = struct.pack(">III", 0, 0, channels) + b"".join(struct.pack(">II3f", one, 0, 0, 0, 0) for one in speakers)
     data = bytes(4) + (song.T.numpy() * 2**15).round().astype(">i2").tobytes()
-    path.write_bytes(
-        b"caff\0\1\0\0" + chunk(b"desc", form) + chunk(b"chan", places) + chunk(b"data", data)
-    )
+    path.write_bytes(b"caff\0\1\0\0" + chunk(b"desc", form) + chunk(b"chan", places) + chunk(b"data", data))
 
 
 def test_loudspeakers_in_an_order_of_their_own_stay_in_it(tmp_path: Path) -> None:
@@ -303,6 +357,18 @@ def test_a_chain_of_songs_is_read_to_its_end(tmp_path: Path, name: str) -> None:
     assert 144000 <= found.shape[1] <= 144128
     assert lag(found[0, :96000], songs[0][0]) == 0
     assert lag(found[0, -48000:], songs[1][0]) == 0
+
+
+def test_an_opus_that_begins_midway_is_as_long_as_what_is_left(tmp_path: Path) -> None:
+    song = noise(2, 480000)
+    write(tmp_path / "song", song, 48000, Encoding("opus"))
+    pages = [b"OggS" + page for page in (tmp_path / "song").read_bytes().split(b"OggS")[1:]]
+    (tmp_path / "song").write_bytes(b"".join(pages[:2] + pages[len(pages) // 2 :]))
+    with Reader(tmp_path / "song") as reader:
+        found = torch.cat(list(reader.blocks()), dim=1)
+        assert 0 < reader.samples == found.shape[1] < 400000
+        assert reader.warnings == []
+    assert lag(found[0], song[0, -found.shape[1] :]) == 0
 
 
 @pytest.mark.parametrize("name", ["ogg", "opus"])
@@ -463,11 +529,31 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_wav_of_no_samples_is_a_song(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [b"", b"LIST\x1a\0\0\0INFOINAM\x0e\0\0\0Never a sound\0", b"JUNK\4\0\0\0\1\2\3\4"])
+def test_a_wav_of_no_samples_is_a_song(tmp_path: Path, more: bytes) -> None:
     soundfile.write(tmp_path / "song", np.zeros((0, 2)), 44100, format="WAV")
+    (tmp_path / "song").write_bytes((tmp_path / "song").read_bytes() + more)
     with Reader(tmp_path / "song") as reader:
         assert (reader.samples, list(reader.blocks()), reader.warnings) == (0, [], [])
     assert read(tmp_path / "song")[0].shape == (2, 0)
+
+
+@pytest.mark.parametrize("size", [0, 36, 2**32 - 1, None])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_a_wav_whose_recorder_broke_off_is_whole(tmp_path: Path, size: int | None, subtype: str) -> None:
+    song = noise(2, 5000)
+    # Silence looks like chunks of no size.
+    song[:, :100] = 0
+    soundfile.write(tmp_path / "song", song.numpy().T, 44100, format="WAV", subtype=subtype)
+    data = bytearray((tmp_path / "song").read_bytes())
+    at = data.find(b"data") + 4
+    data[at : at + 4] = bytes(4)
+    if size is not None:
+        data[4:8] = struct.pack("<I", size)
+    (tmp_path / "song").write_bytes(data)
+    found, warnings = drained(tmp_path / "song")
+    torch.testing.assert_close(found, song, rtol=0, atol=2**-15)
+    assert warnings == []
 
 
 def test_a_wav_from_a_pipe_is_not_called_cut(tmp_path: Path) -> None:

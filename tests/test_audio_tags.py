@@ -57,6 +57,18 @@ def test_a_cover_that_is_no_picture_stops_nothing(tmp_path: Path, name: str) -> 
     assert Reader(tmp_path / "song").tags.title == "Song"
 
 
+def picture(codec: str, muxer: str, pixels: str) -> bytes:
+    """A small picture of another kind."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=muxer) as container:
+        stream = container.add_stream(codec, rate=1)
+        stream.width = stream.height = 32
+        stream.pix_fmt = pixels
+        container.mux(stream.encode(av.VideoFrame(32, 32, pixels)))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("name", ["flac", "mp3", "m4a"])
 @pytest.mark.parametrize(("codec", "muxer", "pixels"), [
     ("bmp", "image2pipe", "bgr24"), ("gif", "gif", "rgb8"), ("tiff", "image2pipe", "rgb24"),
@@ -65,17 +77,27 @@ def test_a_cover_that_is_no_picture_stops_nothing(tmp_path: Path, name: str) -> 
 def test_a_cover_that_a_format_cannot_carry_is_left_out(
     tmp_path: Path, name: str, codec: str, muxer: str, pixels: str
 ) -> None:
-    file = io.BytesIO()
-    with av.open(file, "w", format=muxer) as container:
-        stream = container.add_stream(codec, rate=1)
-        stream.width = stream.height = 32
-        stream.pix_fmt = pixels
-        container.mux(stream.encode(av.VideoFrame(32, 32, pixels)))
-        container.mux(stream.encode(None))
-    cover = file.getvalue()
+    cover = picture(codec, muxer, pixels)
     write(tmp_path / "song", SONG, 48000, Encoding(name), Tags("Song", cover=cover))
     found = Reader(tmp_path / "song").tags
     assert (found.title, found.cover) == ("Song", cover if codec.removeprefix("lib") in COVERS[name] else None)
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+@pytest.mark.parametrize(("codec", "muxer", "pixels", "mime"), [
+    ("tiff", "image2pipe", "rgb24", "image/tiff"), ("libwebp", "webp", "yuv420p", "image/webp"),
+])  # fmt: skip
+def test_a_cover_keeps_its_kind(tmp_path: Path, name: str, codec: str, muxer: str, pixels: str, mime: str) -> None:
+    cover = picture(codec, muxer, pixels)
+    write(tmp_path / "song", SONG, 48000, Encoding("flac"), Tags("Song", cover=cover))
+    write(tmp_path / "stem", SONG, 48000, Encoding(name), Reader(tmp_path / "song").tags)
+    assert Reader(tmp_path / "stem").tags == Tags("Song", cover=cover, cover_mime=mime)
+
+
+@pytest.mark.parametrize("name", ["ogg", "opus"])
+def test_a_cover_of_an_unknown_kind_is_left_out(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "song", SONG, 48000, Encoding(name), Tags("Song", cover=png(8)))
+    assert Reader(tmp_path / "song").tags == Tags("Song")
 
 
 def test_a_stem_is_noted_in_the_title_and_nothing_else_changes() -> None:

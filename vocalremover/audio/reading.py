@@ -170,11 +170,12 @@ def _open(path: Path) -> SndfileSource | FFmpegSource:
         with suppress(soundfile.SoundFileError):
             plain = SndfileSource(path)
     # FFmpeg decodes Opus at its own 48 kHz, names the loudspeakers, brings Vorbis' channels into the usual order and
-    # reads a chain of songs to its end.
-    if plain and plain.channels <= 2 and plain.subtype != "OPUS" and not is_chained(path):
+    # reads a chain of songs, an mp3 inside a wav and a wav without a size to their end.
+    exact = plain and plain.subtype not in ("OPUS", "MPEG_LAYER_III") and not plain.unfinished
+    if exact and plain.channels <= 2 and not is_chained(path):
         return plain
     try:
-        return FFmpegSource(path)
+        source = FFmpegSource(path)
     except (OSError, ValueError, LookupError, av.error.FFmpegError) as error:
         if plain:
             return plain
@@ -182,3 +183,6 @@ def _open(path: Path) -> SndfileSource | FFmpegSource:
         ours = type(error) in (ValueError, LookupError)
         reason = error.args[0] if ours else "it is not audio, or its beginning or index is missing"
         raise AudioError(f"{path}: cannot be decoded: {reason}.") from error
+    if plain:
+        source.expected = max(source.expected, plain.promised)
+    return source

@@ -35,6 +35,8 @@ COUNTED = {"mp3", "flac", "ogg", "wav", "w64", "aiff", "caf"}
 UNKNOWN_SIZE = 0x7FFF0000
 # What libsndfile says of a flac whose length is not in its header.
 UNKNOWN_COUNT = 2**62
+# What an mp3 may begin with, after what another may have ended with.
+TAGS = re.compile(rb"(?:TAG.{125})?(ID3.{7})", re.DOTALL)
 # PyAV looks for the end of a list of this many planes behind it.
 MOST_PLANES = 8
 
@@ -58,7 +60,10 @@ class SndfileSource:
             self.rate = song.samplerate
             self.channels = song.channels
             self.samples: int | None = song.frames if song.frames < UNKNOWN_COUNT else None
-            self.expected = max(self.samples or 0, self._promised(song))
+            self.promised = self._promised(song)
+            # A recorder that broke off left 0; the log comes to the end where only chunks follow, but not over sound.
+            self.unfinished = "\ndata : 0\n" in song.extra_info and "\nEnd\n" not in song.extra_info
+        self.expected = max(self.samples or 0, self.promised)
         self.layout = LAYOUTS[self.channels] if self.channels <= 2 else f"{self.channels} channels"
         self.problems: list[str] = []
 
@@ -215,6 +220,7 @@ class FFmpegSource:
     def _frames(self, container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
         self.problems: list[str] = []
         packets = container.demux(stream)
+        tags_end = 0
         while True:
             try:
                 packet = next(packets)
@@ -223,10 +229,14 @@ class FFmpegSource:
             except av.error.FFmpegError as error:
                 self.problems.append(str(error.strerror))
                 return
+            # Where mp3s were joined, FFmpeg takes the tags between them for sound.
+            if self.kind == "mp3" and (found := TAGS.match(bytes(packet))):
+                tags_end = (packet.pos or 0) + found.start(1) + id3_size(found[1])
             try:
                 yield from packet.decode()
             except av.error.FFmpegError as error:
-                self.problems.append(str(error.strerror))
+                if (packet.pos or 0) >= tags_end:
+                    self.problems.append(str(error.strerror))
 
     def _trim(self, samples: np.ndarray, given: int) -> np.ndarray:
         # An mp4 tells the padding at its end by its length only.
@@ -241,17 +251,35 @@ class FFmpegSource:
             samples = round(stream.duration * stream.time_base * self.rate)
             if "mp4" in self.kind:
                 return self._count_mp4(container, stream, samples)
-            if self.kind == "mp3" and not mp3_is_counted(self._path):
-                # FFmpeg's duration is a guess from the bitrate; the packets are counted without decoding them.
-                ticks = sum(packet.duration or 0 for packet in container.demux(stream))
-                return round(ticks * stream.time_base * self.rate)
+            if self.kind == "mp3" or (self.kind == "wav" and stream.codec_context.name.startswith("mp3")):
+                return self._count_mp3(container, stream, samples)
             # In a chain of songs the duration is the last one's.
             if self.kind not in COUNTED or is_chained(self._path):
                 return None
             if stream.codec_context.name in ("opus", "libopus"):
-                # The last page counts the pre-skip (RFC 7845, 4.2), which the decoder leaves out.
+                # The last page counts the pre-skip (RFC 7845, 4.2), which the decoder leaves out, and all that came
+                # before a cut.
                 samples -= int.from_bytes(bytes(stream.codec_context.extradata or b"")[10:12], "little")
+                samples -= max(0, stream.start_time or 0)
             return max(0, samples)
+
+    def _count_mp3(self, container: InputContainer, stream: AudioStream, told: int) -> int | None:
+        """An mp3 may tell its frames at its beginning, which knows nothing of another mp3 that was joined to it."""
+        frames, size, surplus = mp3_told(self._path) if self.kind == "mp3" else (0, 0, 0)
+        if size and surplus > size // 16:
+            # FFmpeg takes it for joined, too, and guesses from the bitrate.
+            return None
+        if frames and size and surplus * frames <= 2 * size:
+            return told
+        # The packets are counted without decoding them; those of tags begin otherwise.
+        count = ticks = 0
+        for packet in container.demux(stream):
+            count += bytes(packet)[:1] == b"\xff"
+            ticks += packet.duration or 0
+        if not frames:
+            # What FFmpeg told is a guess again.
+            return round(ticks * stream.time_base * self.rate)
+        return told if count <= frames + 2 else None
 
     def _count_mp4(self, container: InputContainer, stream: AudioStream, edited: int) -> int:
         """An mp4 tells its end thrice: in iTunes' comment, by the edit list and by its last packet."""
@@ -276,17 +304,28 @@ def is_for_sndfile(path: Path) -> bool:
         return file.read(4) in SNDFILE_BEGINNINGS
 
 
-def mp3_is_counted(path: Path) -> bool:
-    """Whether the first frame of an mp3 tells the number of frames (the Xing or Info header)."""
+def id3_size(head: bytes) -> int:
+    """How many bytes the ID3 tag takes that begins so, 0 where it is none."""
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+
+
+def mp3_told(path: Path) -> tuple[int, int, int]:
+    """The frames and bytes that the first frame of an mp3 tells (the Xing or Info header), and how many bytes are more.
+
+    What it does not tell is 0.
+    """
     with open_bytes(path) as file:
-        head = file.read(10)
-        start = 0
-        if head[:3] == b"ID3" and len(head) == 10:
-            start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+        start = id3_size(file.read(10))
         file.seek(start)
         frame = file.read(4096)
-    found = re.search(rb"(?:Xing|Info)...(.)", frame, re.DOTALL)
-    return bool(found) and bool(found[1][0] & 1)
+        there = file.seek(0, os.SEEK_END) - start
+    found = re.search(rb"(?:Xing|Info)...(.)(.{4})(.{4})", frame, re.DOTALL)
+    if not found or not found[1][0] & 1:
+        return 0, 0, 0
+    size = int.from_bytes(found[3], "big") if found[1][0] & 2 else 0
+    return int.from_bytes(found[2], "big"), size, there - size
 
 
 def mp4_ticks(path: Path) -> int:

@@ -63,15 +63,20 @@ class FFmpegStream(FFmpegSource):
         first = next(frames, None)
         self._learn(first or stream.codec_context)
         self._coming = chain([first] if first else [], frames)
-        told = stream.duration * stream.time_base if self.kind == "flac" and stream.duration else 0
+        told = stream.duration * stream.time_base if self.kind in ("flac", "wv") and stream.duration else 0
         self.expected = round(told * self.rate) or _promised(self._file.head, stream.codec_context.name)
 
     def blocks(self, block: int) -> Iterator[np.ndarray]:
         """Decodes what has not been decoded yet."""
+        came = 0
         for samples in self._cut(self._coming, block):
             self._file.check()
+            came += samples.shape[1]
             yield samples
         self._file.check()
+        if 0 < self.expected <= came:
+            # What could not be read are tags at the end, which FFmpeg looks for before it reads a file.
+            self.problems.clear()
         self._container.close()
 
 

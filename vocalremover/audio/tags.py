@@ -24,7 +24,10 @@ FIELDS = {
     "track": ("track", "tracknumber", "wm/tracknumber"),
     "date": ("date", "year", "wm/year"),
 }
-PICTURE_TYPES = {"png": "image/png", "mjpeg": "image/jpeg", "bmp": "image/bmp", "gif": "image/gif"}
+PICTURE_TYPES = {
+    "png": "image/png", "mjpeg": "image/jpeg", "bmp": "image/bmp", "gif": "image/gif", "tiff": "image/tiff",
+    "webp": "image/webp",
+}  # fmt: skip
 COMMENT_NAMES = {"track": "TRACKNUMBER"}
 FRONT_COVER = 3
 
@@ -100,10 +103,13 @@ def picture_stream(cover: bytes | None, kinds: Container[str]) -> InputContainer
 
 
 def comments(tags: Tags) -> dict[str, str]:
-    """The tags as the comments of ogg and opus; the cover is laid out as the picture block of RFC 9639, 8.8."""
+    """The tags as the comments of ogg and opus; the cover is laid out as the picture block of RFC 9639, 8.8.
+
+    A cover of an unknown kind is left out.
+    """
     lines = {COMMENT_NAMES.get(name, name.upper()): text for name, text in tags.words().items()}
-    if tags.cover:
-        mime = (tags.cover_mime or "image/jpeg").encode()
+    if tags.cover and tags.cover_mime:
+        mime = tags.cover_mime.encode()
         block = struct.pack(">II", FRONT_COVER, len(mime)) + mime
         # No description; width, height, depth and colours are left for the player to find in the picture itself.
         block += struct.pack(">IIIII", 0, 0, 0, 0, 0) + struct.pack(">I", len(tags.cover)) + tags.cover
