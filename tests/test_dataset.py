@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from torch.testing import assert_close
 from vocalremover.audio import write
 from vocalremover.dataset import Catalogue, Sources, prepare
 from vocalremover.dataset.cache import RATE, Cache, Recording, entry_of, melody_name, write_entry
+from vocalremover.dataset.parcels import pack, unpack
+from vocalremover.dataset.pool import make_pool
 from vocalremover.errors import InputError
 from vocalremover.evaluate.multitracks import blocks, find_multitracks
 
@@ -162,6 +166,56 @@ def test_what_cannot_be_used_is_listed(sources: Sources, data: Path, tmp_path: P
     assert len(gather(sources, tmp_path / "cache").problems) == 2
 
 
+def test_a_file_that_cannot_be_opened_is_listed_like_any_other(data: Path, tmp_path: Path) -> None:
+    """A folder where a file should be: nobody may read it, root neither."""
+    lines = [("voices/anna.flac", "singing"), ("backings/drums.flac", "instrumental"), ("backings/more", "speech")]
+    with (data / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "kind"), *lines])
+    for _ in range(2):
+        catalogue = gather(Sources(manifest=data), tmp_path / "cache")
+        assert {track.source for track in (*catalogue.voices, *catalogue.backings)} == {line[0] for line in lines[:2]}
+        assert len(catalogue.problems) == 1 and "more" in catalogue.problems[0]
+
+
+def test_long_paths_have_entries_of_their_own(data: Path, tmp_path: Path) -> None:
+    folder = data / "voices" / ("А" * 50) / ("Б" * 50)
+    for number in (1, 2):
+        save(folder / f"{'В' * 50}{number}.wav", noise(number, 1))
+    sources = Sources(instrumentals=(data / "backings",), vocals=(data / "voices",))
+    voices = [voice for voice in gather(sources, tmp_path / "cache").voices if voice.path.stem != "voices__anna.flac"]
+    assert len({voice.path for voice in voices}) == 2
+    for voice in voices:
+        assert voice.path.name.startswith("voices__ААААА")
+        write_entry(tmp_path / "cache", melody_name(voice.path.stem), noise(3, 1).numpy())
+
+
+def test_paths_that_are_not_unicode_are_used_and_packed(sources: Sources, data: Path, tmp_path: Path) -> None:
+    try:
+        (data / "voices/anna.flac").rename(data / "voices" / os.fsdecode(b"caf\xe9.flac"))
+    except OSError:
+        pytest.skip("the file system takes Unicode only")
+    before = samples_of(gather(sources, tmp_path / "cache"))
+    pack(tmp_path / "cache", tmp_path / "parcels", 1 << 20)
+    unpack(tmp_path / "parcels", tmp_path / "again", workers=0)
+    assert samples_of(gather(Sources(), tmp_path / "again")).keys() == before.keys()
+
+
+def test_an_entry_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: BinaryIO, audio: np.ndarray) -> None:
+        file.write(b"half of it")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="full"):
+        write_entry(tmp_path, "a", np.zeros((1, 9)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_leave_an_interrupt_to_the_program() -> None:
+    with make_pool(1) as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+
+
 def test_a_full_cache_says_so_and_strangers_make_room(sources: Sources, data: Path, tmp_path: Path) -> None:
     cache, limit = tmp_path / "cache", 5 * 2 * SAMPLES + 1000  # the three files have five channels
     gather(sources, cache, limit_bytes=limit)
@@ -293,6 +347,24 @@ def test_pairs_are_voices_backings_and_songs(songs: Path, tmp_path: Path) -> Non
     for vocals, instrumental in catalogue.songs:
         assert Path(vocals.source).parent == Path(instrumental.source).parent
         np.testing.assert_allclose(np.load(vocals.path) / 32767, noise(1).numpy(), atol=4 / 32767)
+
+
+def test_songs_of_one_name_in_folders_of_one_name_are_kept_apart(tmp_path: Path) -> None:
+    folders = tuple(tmp_path / name / "train" for name in "ab")
+    for seed, folder in enumerate(folders):
+        save(folder / "song/vocals.wav", noise(seed, 2, SAMPLES + seed * RATE))
+        save(folder / "song/instrumental.wav", noise(seed + 5, 2, SAMPLES + seed * RATE))
+    catalogue = gather(Sources(pairs=folders), tmp_path / "cache")
+    assert [(vocals.samples, backing.samples) for vocals, backing in catalogue.songs] == [
+        (SAMPLES, SAMPLES), (SAMPLES + RATE, SAMPLES + RATE),
+    ]  # fmt: skip
+    for seed, song in enumerate(catalogue.songs):
+        for track, number in zip(song, (seed, seed + 5), strict=True):
+            expected = noise(number, 2, track.samples).numpy()
+            np.testing.assert_allclose(np.load(track.path) / 32767, expected, atol=2 / 32767)
+    assert gather(Sources(), tmp_path / "cache") == catalogue
+    with pytest.raises(InputError, match="no usable voice"):
+        gather(Sources(held_out=("train/song/",)), tmp_path / "cache")
 
 
 def test_the_journal_is_lines_of_json(sources: Sources, tmp_path: Path) -> None:

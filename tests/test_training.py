@@ -24,7 +24,7 @@ from vocalremover.dataset.cache import RATE
 from vocalremover.errors import InputError, TrainingError, UsageError
 from vocalremover.models import MODELS
 from vocalremover.separate import Separator
-from vocalremover.training import losses
+from vocalremover.training import losses, validation
 from vocalremover.training.distributed import World
 from vocalremover.training.journal import read_journal
 from vocalremover.training.muon import Muon
@@ -81,7 +81,7 @@ def catalogue(folder: Path) -> Catalogue:
 @pytest.fixture
 def make_run(catalogue: Catalogue, tmp_path: Path) -> Callable[..., Run]:
     def make(recipe: Recipe, name: str = "run", **others: Any) -> Run:  # noqa: ANN401
-        return Run(recipe, tmp_path / name, catalogue, **{"workers": 0, **others})
+        return Run(recipe, tmp_path / name, **{"catalogue": catalogue, "workers": 0, **others})
 
     return make
 
@@ -185,10 +185,8 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(
     killed.kill()
     killed.wait(timeout=60)
     list(train(make_run(whole.recipe, "pieces"), CPU))
-    assert_same(
-        {name: value for name, value in state_of(out).items() if name != "minutes"},
-        {name: value for name, value in state_of(whole.out).items() if name != "minutes"},
-    )
+    found, wanted = ({**state_of(folder), "minutes": 0, "validated": 0} for folder in (out, whole.out))
+    assert_same(found, wanted)
     assert losses_of(out) == losses_of(whole.out)
     assert state_of(out)["examples"] == 18 * 2
 
@@ -323,6 +321,67 @@ def test_a_run_that_is_stopped_saves_and_does_not_validate(make_run: Callable[..
     run = make_run(recipe, songs=tuple(find_songs(folder / "songs")))
     lines = list(train(run, CPU, Once()))
     assert state_of(run.out)["step"] == 1 and not any("score" in line for line in lines)
+
+
+def test_a_stop_puts_validations_off_and_loses_none(make_run: Callable[..., Run], folder: Path) -> None:
+    """A run that is stopped when one is due, and again after its last step, leaves what one that was not leaves."""
+    recipe = read_recipe("thin", changes=[*THIN, "chunking={size: 64, context: 8}"], steps=3, validate_steps=2)
+    whole, pieces = (make_run(recipe, name, songs=tuple(find_songs(folder / "songs"))) for name in ("whole", "pieces"))
+    wanted = [line for line in train(whole, CPU) if "score" in line]
+    assert [line["step"] for line in wanted] == [2, 3]
+    told = []
+    for steps in (2, 1, 9, 9):
+        left = iter([False] * steps)
+        told.append([line for line in train(pieces, CPU, lambda left=left: next(left, True)) if "score" in line])
+    assert [[line["step"] for line in lines] for lines in told] == [[], [2], [3], []]
+    assert [line["songs"] for lines in told for line in lines] == [line["songs"] for line in wanted]
+    assert_same(*(load(run.out / "best.safetensors")[1].state_dict() for run in (pieces, whole)))
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "told", "best"),
+    [
+        ([[1, 3, 2], [-INF] * 3, [-INF] * 3, [INF] * 3], [1, 3, 2], [1, 3, 3]),
+        ([[NAN, 1, NAN]], [NAN, 1, NAN], [NAN, 1, 1]),
+        ([[-INF] * 3, [INF] * 3], [NAN] * 3, [NAN] * 3),
+        ([[-INF] * 3], [-INF] * 3, [-INF] * 3),
+    ],
+)
+def test_songs_without_a_score_do_not_choose_the_best(
+    make_run: Callable[..., Run], folder: Path, monkeypatch: pytest.MonkeyPatch, scores: list, told: list, best: list
+) -> None:
+    """Where there are only such, the last weights are the best there are."""
+    (song,) = find_songs(folder / "songs")
+    judged = {str(number): iter(each) for number, each in enumerate(scores)}
+    monkeypatch.setattr(validation, "score_song", lambda recipe, spec, network, song, *more: next(judged[song.name]))
+    run = make_run(
+        read_recipe("thin", changes=THIN, steps=3, validate_steps=1), songs=tuple(replace(song, name=n) for n in judged)
+    )
+    lines = [line for line in train(run, CPU) if "score" in line]
+    assert [line["score"] for line in lines] == pytest.approx(told, nan_ok=True)
+    assert [line["best"] for line in lines] == pytest.approx(best, nan_ok=True)
+    if not np.isfinite(best[-1]):
+        assert_same(*(load(run.out / f"{name}.safetensors")[1].state_dict() for name in ("best", "last")))
+
+
+def test_a_network_that_cannot_be_is_refused(make_run: Callable[..., Run]) -> None:
+    for recipe, changes, reason in (
+        ("thin", [*THIN, "network.foo=1"], "network describes no network: .*'foo'"),
+        ("thin", [*THIN, "network.num_heads=0"], "recipe's network describes no network"),
+        ("gan", [*GAN, "adversary.network.foo=1"], "adversary.network describes no network: .*'foo'"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            begin(make_run(read_recipe(recipe, changes=changes, steps=1)), CPU)
+
+
+def test_credits_may_name_files_that_are_not_unicode(make_run: Callable[..., Run], catalogue: Catalogue) -> None:
+    recipe = read_recipe("thin", changes=THIN, steps=1)
+    run = make_run(recipe, catalogue=replace(catalogue, credits="by caf\udce9"))
+    list(train(run, CPU))
+    assert (run.out / "CREDITS.md").read_text(encoding="utf-8") == "by caf\\udce9"
 
 
 def test_masked_pretraining_learns_and_is_judged_by_what_it_restores(

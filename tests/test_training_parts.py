@@ -31,6 +31,7 @@ from vocalremover.training.recipe import (
     write_recipe,
 )
 from vocalremover.training.schedules import factor
+from vocalremover.training.shelf import Clock
 from vocalremover.training.state import State, copy_weights, load_state, save_state
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -113,6 +114,20 @@ def test_a_written_recipe_reads_the_same(tmp_path: Path) -> None:
         ("steps=true", "must be a int"),
         ("steps", "write section.setting=value"),
         ("stft.n_fft=0", "n_fft"),
+        ("seed=-1", "seed must be from 0"),
+        ("seed=99999999999", "seed must be from 0"),
+        ("optimiser.learning_rate=0", "must be above 0"),
+        ("optimiser.learning_rate=-1", "must be above 0"),
+        ("optimiser.matrix_rate=-1", "must be above 0"),
+        ("optimiser.betas=[0.9]", "two numbers"),
+        ("optimiser.betas=[0.9, 1.5]", "two numbers"),
+        ("optimiser.weight_decay=-1", "at least 0"),
+        ("adversary.learning_rate=0", "adversary.learning_rate must be above 0"),
+        ("schedule.warm_up=-1", "schedule.warm_up and schedule.power"),
+        ("schedule.power=-1", "schedule.warm_up and schedule.power"),
+        ("mixup=-1", "mixup must be at least 0"),
+        ("average=2", "average from 0 to 1"),
+        ("average=.nan", "average from 0 to 1"),
     ],
 )
 def test_what_a_recipe_does_not_know_is_refused(change: str, sentence: str) -> None:
@@ -420,11 +435,11 @@ def test_a_state_comes_back_as_it_was_and_another_run_is_refused(tmp_path: Path)
     player.begin(0.1)
     player.backward(run_through(player.network, torch.randn(8, 3)).square().sum())
     player.move(None, sound=True)
-    state.step, state.examples, state.best = 7, 70, 3.5
+    state.step, state.examples, state.best, state.validated = 7, 70, 3.5, (12.5, 6)
     save_state(state, tmp_path / "last.pt")
     found = fresh()
     assert load_state(found, tmp_path / "last.pt")
-    assert (found.step, found.examples, found.best) == (7, 70, 3.5)
+    assert (found.step, found.examples, found.best, found.validated) == (7, 70, 3.5, (12.5, 6))
     for name, value in player.network.state_dict().items():
         assert torch.equal(found.players["network"].network.state_dict()[name], value)
     kept = found.players["network"].optimizer.state_dict()["state"]
@@ -433,9 +448,37 @@ def test_a_state_comes_back_as_it_was_and_another_run_is_refused(tmp_path: Path)
     other = State({"network": make_player(nn.Linear(2, 2), Optimiser(), "fp32", CPU, False)}, {"a": torch.zeros(1)})
     with pytest.raises(TrainingError, match="another run"):
         load_state(other, tmp_path / "last.pt")
+    torch.save([1], tmp_path / "last.pt")
+    with pytest.raises(TrainingError, match="another --out"):
+        load_state(fresh(), tmp_path / "last.pt")
     (tmp_path / "last.pt").write_bytes(b"cut")
     with pytest.raises(TrainingError, match="another --out"):
         load_state(fresh(), tmp_path / "last.pt")
+
+
+def test_a_state_that_tells_of_no_validation_is_taken_for_one_before_the_first(tmp_path: Path) -> None:
+    state = State({}, {"a": torch.zeros(1)}, step=7)
+    save_state(state, tmp_path / "last.pt")
+    older = torch.load(tmp_path / "last.pt", weights_only=True)
+    del older["validated"]
+    torch.save(older, tmp_path / "last.pt")
+    assert load_state(state, tmp_path / "last.pt") and (state.step, state.validated) == (7, (0.0, 0))
+
+
+def test_minutes_until_a_validation_count_over_the_pieces() -> None:
+    state = State({}, {}, step=4, minutes=40.0, validated=(5.0, 1))
+    clock = Clock(Recipe(validate_minutes=30), state)
+    assert clock.validates(state)
+    state.validated = 20.0, 2
+    assert not clock.validates(state)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "last.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"last\.pt"):
+        save_state(State({}, {"a": torch.zeros(300_000)}), tmp_path / "last.pt")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("muon", [False, True])

@@ -1,12 +1,17 @@
 """Laws of training in pieces: what is packed comes out as it was, a chain of pieces is one run, nothing waits."""
 
+import io
 import json
+import os
 import shutil
 import signal
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +26,7 @@ from vocalremover.audio import Encoding, write
 from vocalremover.dataset import Catalogue, Sources, Track, load, prepare
 from vocalremover.dataset.cache import RATE, Cache, Entry, Recording, checksum, melody_name, write_entry
 from vocalremover.dataset.catalogue import read_catalogue
-from vocalremover.dataset.parcels import pack, unpack
+from vocalremover.dataset.parcels import INDEX, pack, unpack
 from vocalremover.errors import InputError
 from vocalremover.training import piece as pieces
 from vocalremover.training.ahead import run_ahead
@@ -141,6 +146,44 @@ def test_damage_is_told_and_the_rest_is_used(parcels: list[Path], tmp_path: Path
     (arrived / parcels[0].name).write_bytes(content[:500])
     with pytest.raises(InputError, match="no parcel, or it is cut short"):
         unpack(arrived, tmp_path / "cache", workers=0)
+
+
+def forge(parcel: Path, change: Callable[[dict], object]) -> None:
+    """Put what `change` makes of a parcel's index into its place."""
+    with tarfile.open(parcel) as file:
+        members = {member.name: file.extractfile(member).read() for member in file}
+    members[INDEX] = json.dumps(change(json.loads(members[INDEX]))).encode()
+    with tarfile.open(parcel, "w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+
+
+def renamed(index: dict) -> dict:
+    index["entries"][0]["entry"]["name"] = "../outside/evil"
+    return index
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        renamed,
+        lambda index: {},
+        lambda index: [index],
+        lambda index: index | {"entries": [{}]},
+        lambda index: index | {"recordings": [{"name": "/evil"}]},
+    ],
+)
+def test_a_parcel_whose_index_cannot_be_right_is_refused(
+    parcels: list[Path], tmp_path: Path, change: Callable[[dict], object]
+) -> None:
+    (tmp_path / "outside").mkdir()
+    arrived = shutil.copytree(parcels[0].parent, tmp_path / "arrived")
+    forge(arrived / parcels[0].name, change)
+    with pytest.raises(InputError, match=f"{parcels[0].name} is no parcel"):
+        unpack(arrived, tmp_path / "cache", workers=0)
+    assert not list((tmp_path / "outside").iterdir())
 
 
 def test_parcels_of_two_packings_are_not_mixed(parcels: list[Path], tmp_path: Path, cache: Path) -> None:
@@ -311,6 +354,20 @@ def test_only_the_batch_of_the_run_is_compiled_and_only_in_time(
 
 def test_a_compiler_that_takes_too_long_is_left() -> None:
     assert pieces.try_compiled(read_recipe("thin", changes=TINY, steps=1), CPU.device, 0.1, limit=0.1) is None
+
+
+def test_what_windows_lacks_is_not_needed(parcels: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of processes, and files that are open twice."""
+    for place, name in ((os, "killpg"), (os, "setsid"), (tempfile, "NamedTemporaryFile")):
+        monkeypatch.delattr(place, name)
+    monkeypatch.setattr(pieces, "learning_rate_of", lambda *given: 1.0)
+    recipe = read_recipe("thin", changes=TINY, steps=1)
+    assert pieces.try_compiled(recipe, CPU.device, 0.1, limit=0.1) is None
+    ours, theirs = get_context("spawn").Pipe(duplex=False)
+    pieces._try(recipe, "cpu", 0.1, theirs)
+    assert ours.recv() == 1.0
+    done = unpack(parcels[0].parent, tmp_path / "cache", workers=0)
+    assert done.entries == done.of and not done.problems
 
 
 def test_what_is_too_large_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

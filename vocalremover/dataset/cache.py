@@ -6,6 +6,7 @@ and sha256, and the entry's size, time and checksum: a source that was replaced 
 noticed and decoded again.
 """
 
+import hashlib
 import json
 import os
 import zlib
@@ -27,6 +28,8 @@ FULL_SCALE = 32767
 SHORTEST = 1.0  # seconds; what is shorter teaches nothing
 SILENCE = 1e-3  # a peak of -60 dBFS
 PIECE = 1 << 24  # bytes read at once where a file is only added up
+LONGEST = 200  # bytes of an entry's name: file systems take 255 with what comes before and after it
+DIGITS = 16  # of a digest that tells two names apart
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,20 @@ class Cache:
                 continue  # cut off by a full disk or a kill: as if it had not been written
 
 
+def entry_name(source: str) -> str:
+    """The entry of a source: its path in one word, of which a digest stands for the end where it is too long."""
+    name = source.replace("/", "__")
+    held = os.fsencode(name)
+    if len(held) <= LONGEST:
+        return name
+    return held[: LONGEST - DIGITS].decode(errors="ignore") + digest(name)
+
+
+def digest(text: str) -> str:
+    """Hexadecimal digits that stand for a text, which may be a path that is not Unicode."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:DIGITS]
+
+
 def melody_name(name: str) -> str:
     """The entry of what `melody.add_melodies` makes of another entry."""
     return f"melody__{name}"
@@ -176,10 +193,12 @@ def write_entry(folder: Path, name: str, audio: np.ndarray) -> Path:
     """Save float `[channels, samples]` -1..1 as an entry's file, whole or not at all."""
     path = folder / f"{name}.npy"
     partial = folder / f"{name}.part"
-    with partial.open("wb") as file:
-        np.save(file, quantise(audio))
-    partial.replace(path)
-    return path
+    try:
+        with partial.open("wb") as file:
+            np.save(file, quantise(audio))
+        return partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def entry_of(
@@ -229,10 +248,12 @@ def mixed_down(recording: Recording) -> Iterable[Tensor]:
 
 
 def _source(path: Path) -> Source:
-    found = _stat(path)
-    if found is None:
+    """A file as it is; one that is missing or cannot be read is as if it were nothing."""
+    try:
+        status = path.stat()
+        return Source(str(path), status.st_size, status.st_mtime_ns, checkpoint.sha256(path))
+    except OSError:
         return Source(str(path), 0, 0, "")
-    return Source(str(path), *found, checkpoint.sha256(path))
 
 
 def _unchanged(entry: Entry, recording: Recording) -> tuple[Source, ...] | None:

@@ -6,18 +6,27 @@ used (missing, unreadable, silent, too short, beyond the cache's limit) is liste
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from vocalremover.dataset.cache import FULL_SCALE, RATE, Cache, Entry, Recording, decode, expected_bytes, melody_name
+from vocalremover.dataset.cache import (
+    FULL_SCALE,
+    RATE,
+    Cache,
+    Entry,
+    Recording,
+    decode,
+    digest,
+    entry_name,
+    expected_bytes,
+    melody_name,
+)
 from vocalremover.dataset.credits import credit, read_rows
+from vocalremover.dataset.pool import make_pool
 from vocalremover.errors import InputError
 from vocalremover.evaluate.multitracks import audio_files, find_multitracks
 
@@ -220,7 +229,7 @@ def list_recordings(sources: Sources) -> tuple[list[Recording], list[str]]:
             continue
         if recording.name in recordings:
             # The full path tells two files apart whose folders have the same name.
-            recording = replace(recording, name=str(recording.parts[0][0].absolute()).replace(os.sep, "__").strip("_"))
+            recording = replace(recording, name=entry_name(recording.parts[0][0].absolute().as_posix()).strip("_"))
         recordings[recording.name] = recording
     return list(recordings.values()), problems
 
@@ -243,14 +252,18 @@ def _listed(sources: Sources, problems: list[str]) -> Iterator[Recording]:
             files = _present(folder, problems)
             for path in files:
                 yield _recording(f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}", kind, path)
+    taken: set[str] = set()
     for folder in sources.pairs:
         songs = find_multitracks(folder, _present(folder, problems))
         if not songs:
             problems.append(f"{folder}: holds no song with its stems.")
         for song in songs:
+            place = f"{folder.resolve().name}/{song.name}"
+            if place in taken:  # by a folder of the same name; what holds out one song holds out the other
+                place = f"{place}/{digest(str(folder.resolve()))}"
+            taken.add(place)
             for stem, parts in (("vocals", song.vocals), ("instrumental", song.instrumental)):
-                source = f"{folder.resolve().name}/{song.name}/{stem}"
-                yield Recording(source.replace("/", "__"), source, "multitrack", parts)
+                yield Recording(entry_name(f"{place}/{stem}"), f"{place}/{stem}", "multitrack", parts)
 
 
 def _from_manifest(manifest: Path, held_out: tuple[str, ...]) -> Iterator[Recording]:
@@ -263,7 +276,7 @@ def _from_manifest(manifest: Path, held_out: tuple[str, ...]) -> Iterator[Record
 
 
 def _recording(source: str, kind: str, path: Path, mono: bool = False, flags: tuple[str, ...] = ()) -> Recording:
-    return Recording(source.replace("/", "__"), source, kind, ((path, 1),), mono, flags)
+    return Recording(entry_name(source), source, kind, ((path, 1),), mono, flags)
 
 
 def _present(folder: Path, problems: list[str]) -> list[Path]:
@@ -302,8 +315,7 @@ def _decoded(recordings: list[Recording], folder: Path, workers: int) -> Iterato
     if workers == 0 or len(recordings) < 2:
         yield from (decode(recording, folder) for recording in recordings)
         return
-    # A fresh process a worker: a fork of one that has run torch in threads may hang.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with make_pool(workers) as pool:
         yield from pool.map(decode, recordings, [folder] * len(recordings))
 
 

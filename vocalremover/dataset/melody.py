@@ -9,12 +9,10 @@ register, with glides, vibrato and a little drift. The same seed makes the same 
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import distribution
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +29,7 @@ from vocalremover.dataset.cache import (
     write_entry,
 )
 from vocalremover.dataset.catalogue import saved_recordings
+from vocalremover.dataset.pool import make_pool
 from vocalremover.errors import DeviceError, InputError
 
 PERIOD = 5.0  # milliseconds between frames
@@ -118,7 +117,7 @@ def midi(hertz: float) -> float:
 
 def make_entry(base: Entry, folder: Path, seed: int) -> Entry:
     """Sing one entry of the cache into the cache; what has no voice in it gives a refused entry."""
-    rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(base.name.encode())]))
+    rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(base.name.encode(errors="surrogatepass"))]))
     audio = np.load(folder / f"{base.name}.npy").mean(axis=0) / FULL_SCALE
     source = Source(base.name, base.size, seed, f"{base.crc32:08x}")
     sung = sing(audio, rng)
@@ -140,7 +139,7 @@ def _sung(names: Sequence[str], store: Cache, seed: int, workers: int) -> Iterat
     if workers == 0 or len(bases) < 2:
         yield from (make_entry(base, store.folder, seed) for base in bases)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with make_pool(workers) as pool:
         yield from pool.map(make_entry, bases, [store.folder] * len(bases), [seed] * len(bases))
 
 

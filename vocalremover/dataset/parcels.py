@@ -12,9 +12,7 @@ import json
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +29,17 @@ from vocalremover.dataset.cache import (
     Recording,
     Source,
     checksum,
+    digest,
     melody_name,
     mixed_down,
     write_entry,
 )
 from vocalremover.dataset.catalogue import read_catalogue, saved_recordings
+from vocalremover.dataset.pool import make_pool
 from vocalremover.errors import InputError, VocalRemoverError
 
 INDEX = "index.json"
+HEADING = frozenset({"recordings", "problems", "credits", "of", "all", "packing", "parcel", "entries"})
 SMALL = 32_000  # bytes a second: what takes no more is compressed already
 BITRATE = 64_000  # bits a second and channel of what is not
 STRAY = RATE // 50  # samples by which a decoder's length may differ
@@ -144,7 +145,7 @@ def _groups(items: Iterable[tuple[str, Item]]) -> list[list[Item]]:
     groups: dict[str, list[Item]] = {}
     for song, item in items:
         groups.setdefault(song, []).append(item)
-    return [groups[song] for song in sorted(groups, key=lambda song: hashlib.sha256(song.encode()).digest())]
+    return [groups[song] for song in sorted(groups, key=digest)]
 
 
 def _original(entry: Entry) -> Path | None:
@@ -175,9 +176,9 @@ def _shared_out(groups: Iterable[list[Item]], room: int) -> Iterator[list[Item]]
 def _write_parcel(path: Path, heading: dict, items: Sequence[Item]) -> Path:
     lines = []
     for number, item in enumerate(items):
-        digest = hashlib.sha256(item.file.read_bytes()).hexdigest()
+        sha256 = hashlib.sha256(item.file.read_bytes()).hexdigest()
         name = f"{number:05}{item.file.suffix}"
-        lines.append({"file": name, "sha256": digest, "mono": item.mono, "entry": asdict(item.entry)})
+        lines.append({"file": name, "sha256": sha256, "mono": item.mono, "entry": asdict(item.entry)})
     partial = path.with_suffix(".part")
     with tarfile.open(partial, "w") as parcel:
         index = json.dumps({**heading, "entries": lines}).encode()
@@ -202,9 +203,19 @@ def _encode(audio: Path, path: Path) -> Path:
 def _read_index(path: Path) -> dict:
     try:
         with tarfile.open(path) as parcel:
-            return json.load(parcel.extractfile(INDEX))
-    except (tarfile.TarError, KeyError, ValueError, OSError) as error:
+            index = json.load(parcel.extractfile(INDEX))
+        names = [_entry(line).name for line in index["entries"]] + [line["name"] for line in index["recordings"]]
+        if not (index.keys() >= HEADING and all(Path(name).name == name for name in names)):
+            raise ValueError(f"{INDEX} lacks something, or a name leads elsewhere")
+    except (tarfile.TarError, KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise InputError(f"{path} is no parcel, or it is cut short: bring it again.") from error
+    return index
+
+
+def _entry(line: dict) -> Entry:
+    """What a line of an index says that a file is."""
+    entry = line["entry"]
+    return Entry(**entry | {"sources": tuple(Source(**source) for source in entry["sources"])})
 
 
 def _is_there(store: Cache, name: str) -> bool:
@@ -216,8 +227,7 @@ def _decoded(jobs: list[tuple[Path, dict]], cache: Path, workers: int) -> Iterat
     if workers == 0 or len(jobs) < 2:
         yield from (decode_member(path, line, cache) for path, line in jobs)
         return
-    # A fresh process a worker: a fork of one that has run torch in threads may hang.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with make_pool(workers) as pool:
         paths, lines = zip(*jobs, strict=True)
         yield from pool.map(decode_member, paths, lines, [cache] * len(jobs), chunksize=4)
 
@@ -225,7 +235,7 @@ def _decoded(jobs: list[tuple[Path, dict]], cache: Path, workers: int) -> Iterat
 def decode_member(parcel: Path, line: dict, cache: Path) -> Entry:
     """Decode one file of a parcel into the cache; one that is damaged gives an entry that says so."""
     torch.set_num_threads(1)
-    known = Entry(**line["entry"] | {"sources": tuple(Source(**source) for source in line["entry"]["sources"])})
+    known = _entry(line)
     try:
         with tarfile.open(parcel) as file:
             content = file.extractfile(line["file"]).read()
@@ -233,11 +243,11 @@ def decode_member(parcel: Path, line: dict, cache: Path) -> Entry:
         content = b""
     if hashlib.sha256(content).hexdigest() != line["sha256"]:
         return replace(known, refused=f"{parcel}: {known.name} is damaged: bring this parcel again.")
-    with tempfile.NamedTemporaryFile(dir=cache, suffix=".part") as file:
-        file.write(content)
-        file.flush()
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        path = Path(folder) / "recording"
+        path.write_bytes(content)
         try:
-            parts = list(mixed_down(Recording(known.name, "", "", ((Path(file.name), 1),), line["mono"])))
+            parts = list(mixed_down(Recording(known.name, "", "", ((path, 1),), line["mono"])))
             audio = torch.cat(parts, dim=-1)
         except VocalRemoverError as error:
             return replace(known, refused=f"{parcel}: {known.name} cannot be decoded: {error}")

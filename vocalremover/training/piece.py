@@ -167,7 +167,8 @@ def try_compiled(recipe: Recipe, device: torch.device, seconds: float, limit: fl
     except EOFError:  # it ended without a word
         return None
     finally:
-        with suppress(ProcessLookupError, PermissionError):  # where it has not come as far as a group of its own
+        # Not where it has not come as far as a group of its own, nor on Windows, which knows none.
+        with suppress(ProcessLookupError, PermissionError, AttributeError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
@@ -238,7 +239,8 @@ def _wait(device: torch.device) -> None:
 
 def _try(recipe: Recipe, device: str, seconds: float, answer: Connection) -> None:
     """In a process of its own, with a group of its own, so that the compiler's processes end with it."""
-    os.setsid()
+    if hasattr(os, "setsid"):
+        os.setsid()
     with TemporaryDirectory() as folder:
         run = Run(replace(recipe, compile=True), Path(folder), Catalogue((), (), ()))
         try:

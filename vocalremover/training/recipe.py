@@ -58,6 +58,14 @@ class Optimiser:
     matrix_rate: float | None = None
     plain: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not (self.learning_rate > 0 and (self.matrix_rate is None or self.matrix_rate > 0)):
+            raise UsageError("optimiser.learning_rate and optimiser.matrix_rate must be above 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError("optimiser.betas must be two numbers from 0 to below 1")
+        if not self.weight_decay >= 0:
+            raise UsageError("optimiser.weight_decay must be at least 0")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -69,6 +77,10 @@ class Schedule:
     power: float = 1.0
     target: float = 0.0
     form: Literal["steep", "plain"] = "plain"
+
+    def __post_init__(self) -> None:
+        if not (self.warm_up >= 0 and self.power >= 0):
+            raise UsageError("schedule.warm_up and schedule.power must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,10 @@ class Adversary:
     network: Mapping[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     learning_rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise UsageError("adversary.learning_rate must be above 0")
 
 
 @dataclass(frozen=True)
@@ -154,6 +170,10 @@ class Recipe:
             raise UsageError("reuse.frames is shorter than an example: renderings are cut to the frames of a stage")
         if self.log_steps < 1 or self.patience < 1:
             raise UsageError("log_steps and patience must be at least 1")
+        if not (0 <= self.mixup < math.inf and 0 <= self.average <= 1):
+            raise UsageError("mixup must be at least 0, and average from 0 to 1")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError("seed must be from 0 to 4294967295")
 
     def spec(self, base: ModelSpec | None = None) -> ModelSpec:
         """The model to train: `base`, or what MODELS says, with the recipe's replacements."""

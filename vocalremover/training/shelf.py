@@ -1,5 +1,6 @@
 """What a run leaves in its folder, and when: checkpoints, the log, pictures, scores."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,7 @@ class Shelf:
             folder.mkdir(parents=True, exist_ok=True)
             write_recipe(recipe, folder / "recipe.yaml")
             if credits:
-                (folder / "CREDITS.md").write_text(credits, encoding="utf-8")
+                (folder / "CREDITS.md").write_text(credits, encoding="utf-8", errors="backslashreplace")
             self._journal = Journal(folder, step, tensorboard)
 
     def note(self, line: Line) -> Line:
@@ -67,7 +68,7 @@ class Shelf:
         result = validate(
             self.recipe, self.spec, state.averaged, songs, self.world, self.folder / "spectrograms.png"
         )
-        if state.best is None or result["score"] > state.best:
+        if state.best is None or math.isnan(state.best) or result["score"] >= state.best:
             state.best = result["score"]
             if self.world.first:
                 self._weights("best", state)
@@ -89,7 +90,7 @@ class Clock:
     def __init__(self, recipe: Recipe, state: State) -> None:
         """state: as it was loaded; the minutes of earlier pieces count."""
         self.recipe = recipe
-        self.saved = self.validated = (state.minutes, state.step)
+        self.saved = (state.minutes, state.step)
         self._began = time.monotonic() - 60 * state.minutes
 
     def minutes(self) -> float:
@@ -112,7 +113,7 @@ class Clock:
 
     def validates(self, state: State) -> bool:
         """Whether it is time to validate."""
-        return _due(self.validated, state, self.recipe.validate_minutes, self.recipe.validate_steps)
+        return _due(state.validated, state, self.recipe.validate_minutes, self.recipe.validate_steps)
 
 
 class Tally:

@@ -20,7 +20,8 @@ from vocalremover.training.optimisation import Player
 @dataclass
 class State:
     """A run between two steps. examples: how many were drawn so far, in all processes; minutes: over all its pieces;
-    best: the best score of a validation, None before the first; broken: steps that were skipped, in all and in a row.
+    best: the best score of a validation, None before the first; validated: the minutes and the step of the last one;
+    broken: steps that were skipped, in all and in a row.
     """
 
     players: dict[str, Player]
@@ -29,11 +30,12 @@ class State:
     examples: int = 0
     minutes: float = 0.0
     best: float | None = None
+    validated: tuple[float, int] = (0.0, 0)
     broken: list[int] = field(default_factory=lambda: [0, 0])
 
 
 def save_state(state: State, path: Path) -> None:
-    """Write all of it under a passing name first. OSError if it cannot be written."""
+    """Write all of it under a passing name first. OSError, which names the file, if it cannot be written."""
     content = {
         "players": {
             name: {
@@ -44,14 +46,20 @@ def save_state(state: State, path: Path) -> None:
             for name, player in state.players.items()
         },
         "averaged": state.averaged,
-        **{name: getattr(state, name) for name in ("step", "examples", "minutes", "best", "broken")},
+        **{name: getattr(state, name) for name in ("step", "examples", "minutes", "best", "validated", "broken")},
     }
     partial = path.with_suffix(".part")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_state(state: State, path: Path) -> bool:
@@ -72,7 +80,11 @@ def load_state(state: State, path: Path) -> bool:
             state.averaged[name].copy_(value)
         for name in ("step", "examples", "minutes", "best", "broken"):
             setattr(state, name, content[name])
-    except (KeyError, ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        # An older file does not tell: rather a validation too many than the last one never.
+        state.validated = content.get("validated", state.validated)
+    except (
+        LookupError, TypeError, AttributeError, ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
         raise TrainingError(f"{path} is damaged or of another run: choose another --out, or delete it") from error
     return True
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vocalremover import checkpoint
 from vocalremover.dataset import Catalogue
@@ -64,8 +65,8 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
         # One clock for all: processes that follow their own learn at rates of their own, and end at other steps.
         state.minutes, stopped = world.mean([clock.minutes(), float(stopping())])
         hurry, (over, save, check) = stopped > 0, clock.wishes(state)
-        if not hurry and (check or (over and state.step > clock.validated[1])):
-            clock.validated = state.minutes, state.step
+        if not hurry and (check or (over and state.step > state.validated[1])):
+            state.validated = state.minutes, state.step
             yield from shelf.examine(state, run.songs)
         if save or check or over or hurry:
             clock.saved = state.minutes, state.step
@@ -106,7 +107,7 @@ def begin(run: Run, world: World) -> tuple[ModelSpec, State]:
     supervised.check(recipe, spec)
     precision = learning_precision(recipe.precision, world.device)
     torch.backends.cudnn.benchmark = world.device.type == "cuda"  # all examples of a stage are equally long
-    network = spec.build("cpu")
+    network = build(lambda: spec.build("cpu"), "network")
     if weights is not None:
         try:
             network.load_state_dict(weights)
@@ -118,8 +119,17 @@ def begin(run: Run, world: World) -> tuple[ModelSpec, State]:
             recipe.optimiser, learning_rate=recipe.adversary.learning_rate, freeze=(), layer_decay=1.0,
             matrix_rate=None, plain=(),
         )  # fmt: skip
-        players["judge"] = make_player(gan.make_judge(recipe, spec), settings, precision, world, recipe.compile)
+        judge = build(lambda: gan.make_judge(recipe, spec), "adversary.network")
+        players["judge"] = make_player(judge, settings, precision, world, recipe.compile)
     return spec, State(players, copy_weights(network))
+
+
+def build(make: Callable[[], nn.Module], setting: str) -> nn.Module:
+    """The network that `make` gives; UsageError where it cannot do with its arguments, which are the setting's."""
+    try:
+        return make()
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise UsageError(f"the recipe's {setting} describes no network: {error}") from error
 
 
 def learning_precision(name: str, device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """How good a network is on songs that it never heard: separated whole, by the Separator that a user runs."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
@@ -48,8 +49,9 @@ def validate(
 ) -> dict[str, Any]:  # fmt: skip
     """The scores of the songs, shared out over the processes, with their median as "score", higher being better.
 
-    The score is the SDR of the vocals in dB, after pre-training minus the error of restoring. The first song's first
-    seconds are drawn: mixture, vocals, and what the network takes for them.
+    A score is the SDR of the vocals in dB, after pre-training minus the error of restoring. Songs without a finite one,
+    such as those whose vocals are silent, count only where there is no other. The first song's first seconds are drawn:
+    mixture, vocals, and what the network takes for them.
     """
     network = spec.build(world.device)
     network.load_state_dict(weights)
@@ -58,7 +60,8 @@ def validate(
         for number, song in list(enumerate(songs))[world.rank :: world.size]
     ]
     scores = dict(world.gather(scores))
-    return {"score": median(scores.values()), "songs": dict(sorted(scores.items()))}
+    finite = [score for score in scores.values() if math.isfinite(score)]
+    return {"score": median(finite or scores.values()), "songs": dict(sorted(scores.items()))}
 
 
 def score_song(
