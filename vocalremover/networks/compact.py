@@ -124,10 +124,10 @@ class CompactFrameTransformer(nn.Module):
         self,
         n_fft: int = 4096,
         bands: Sequence[tuple[int, int]] = BANDS,
-        channels: Sequence[int] = (32, 64, 96, 144, 192),
-        maps: int = 32,
-        num_layers: int = 4,
-        num_heads: int = 8,
+        channels: Sequence[int] = (48, 96, 96, 144, 192),
+        maps: int = 16,
+        num_layers: int = 2,
+        num_heads: int = 4,
         bottleneck: int = 4,
     ) -> None:
         super().__init__()
