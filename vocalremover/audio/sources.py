@@ -19,6 +19,7 @@ from av.audio import AudioStream
 from av.audio.codeccontext import AudioCodecContext
 from av.container import InputContainer
 
+from vocalremover.audio.headers import mp3_told, mp4_ticks, tags_size
 from vocalremover.audio.layouts import LAYOUTS, is_custom, layout_name
 from vocalremover.audio.ogg import is_chained
 
@@ -35,8 +36,6 @@ COUNTED = {"mp3", "flac", "ogg", "wav", "w64", "aiff", "caf"}
 UNKNOWN_SIZE = 0x7FFF0000
 # What libsndfile says of a flac whose length is not in its header.
 UNKNOWN_COUNT = 2**62
-# What an mp3 may begin with, after what another may have ended with.
-TAGS = re.compile(rb"(?:TAG.{125})?(ID3.{7})", re.DOTALL)
 # PyAV looks for the end of a list of this many planes behind it.
 MOST_PLANES = 8
 
@@ -230,8 +229,8 @@ class FFmpegSource:
                 self.problems.append(str(error.strerror))
                 return
             # Where mp3s were joined, FFmpeg takes the tags between them for sound.
-            if self.kind == "mp3" and (found := TAGS.match(bytes(packet))):
-                tags_end = (packet.pos or 0) + found.start(1) + id3_size(found[1])
+            if self.kind == "mp3" and (size := tags_size(bytes(packet))):
+                tags_end = (packet.pos or 0) + size
             try:
                 yield from packet.decode()
             except av.error.FFmpegError as error:
@@ -265,7 +264,8 @@ class FFmpegSource:
 
     def _count_mp3(self, container: InputContainer, stream: AudioStream, told: int) -> int | None:
         """An mp3 may tell its frames at its beginning, which knows nothing of another mp3 that was joined to it."""
-        frames, size, surplus = mp3_told(self._path) if self.kind == "mp3" else (0, 0, 0)
+        with open_bytes(self._path) as file:
+            frames, size, surplus = mp3_told(file) if self.kind == "mp3" else (0, 0, 0)
         if size and surplus > size // 16:
             # FFmpeg takes it for joined, too, and guesses from the bitrate.
             return None
@@ -295,54 +295,12 @@ class FFmpegSource:
             return edited
         end = round((last.pts + last.duration - max(0, stream.start_time or 0)) * stream.time_base * self.rate)
         # What differs by less than a tick of the edit list's clock (often 1/600 or 1/1000 s) is the same end.
-        return end if abs(end - edited) <= self.rate / mp4_ticks(self._path) else min(end, edited)
+        with open_bytes(self._path) as file:
+            ticks = mp4_ticks(file)
+        return end if abs(end - edited) <= self.rate / ticks else min(end, edited)
 
 
 def is_for_sndfile(path: Path) -> bool:
     """Whether a file begins like one that libsndfile decodes exactly; it warns on stderr when it tries others."""
     with open_bytes(path) as file:
         return file.read(4) in SNDFILE_BEGINNINGS
-
-
-def id3_size(head: bytes) -> int:
-    """How many bytes the ID3 tag takes that begins so, 0 where it is none."""
-    if head[:3] != b"ID3" or len(head) < 10:
-        return 0
-    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-
-
-def mp3_told(path: Path) -> tuple[int, int, int]:
-    """The frames and bytes that the first frame of an mp3 tells (the Xing or Info header), and how many bytes are more.
-
-    What it does not tell is 0.
-    """
-    with open_bytes(path) as file:
-        start = id3_size(file.read(10))
-        file.seek(start)
-        frame = file.read(4096)
-        there = file.seek(0, os.SEEK_END) - start
-    found = re.search(rb"(?:Xing|Info)...(.)(.{4})(.{4})", frame, re.DOTALL)
-    if not found or not found[1][0] & 1:
-        return 0, 0, 0
-    size = int.from_bytes(found[3], "big") if found[1][0] & 2 else 0
-    return int.from_bytes(found[2], "big"), size, there - size
-
-
-def mp4_ticks(path: Path) -> int:
-    """Ticks per second of the clock in which the edit lists of an mp4 count (its box mvhd), 1 where there is none."""
-    with open_bytes(path) as file:
-        position, end = 0, file.seek(0, os.SEEK_END)
-        while position + 8 <= end:
-            file.seek(position)
-            box = file.read(128)
-            size, kind, header = int.from_bytes(box[:4], "big"), box[4:8], 8
-            if size == 1:
-                size, header = int.from_bytes(box[8:16], "big"), 16
-            if kind == b"moov" and box[header + 4 : header + 8] == b"mvhd":
-                # Version 1 has dates of 64 bits before the clock.
-                start = header + (28 if box[header + 8] else 20)
-                return int.from_bytes(box[start : start + 4], "big") or 1
-            if size < header:
-                break
-            position += size
-    return 1

@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -249,11 +250,11 @@ def mixed_down(recording: Recording) -> Iterable[Tensor]:
 
 def _source(path: Path) -> Source:
     """A file as it is; one that is missing or cannot be read is as if it were nothing."""
-    try:
-        status = path.stat()
-        return Source(str(path), status.st_size, status.st_mtime_ns, checkpoint.sha256(path))
-    except OSError:
-        return Source(str(path), 0, 0, "")
+    found = _stat(path)
+    with suppress(OSError):
+        if found:
+            return Source(str(path), *found, checkpoint.sha256(path))
+    return Source(str(path), 0, 0, "")
 
 
 def _unchanged(entry: Entry, recording: Recording) -> tuple[Source, ...] | None:

@@ -267,9 +267,10 @@ def _checked(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
             )
         for part in block.detach().split(BLOCK, dim=-1):
             part = part.to("cpu", torch.float32)
-            low, high = part.aminmax() if part.numel() else (part.sum(),) * 2
-            if not (low.isfinite() and high.isfinite()):
+            low, high = map(float, part.aminmax()) if part.numel() else (0.0, 0.0)
+            peak = max(-low, high)
+            if not peak < float("inf"):
                 raise AudioError("the song holds samples that are not finite (NaN or infinity): replace them first")
-            if max(-low, high) > LOUDEST:
+            if peak > LOUDEST:
                 raise AudioError(f"the song holds samples beyond {LOUDEST:g}, where full scale is 1: it is damaged")
             yield part
