@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from vocalremover import machine
 from vocalremover.chunks import Chunking
 from vocalremover.devices import (
     choose_device,
@@ -76,16 +77,37 @@ def test_all_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+    for amx, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(machine, "has_amx", lambda it=amx: it)
+        assert choose_precision("auto", torch.device("cpu"), "bf16") == chosen
+        assert choose_precision("auto", torch.device("cpu")) == "fp32"
     assert choose_precision("bf16", torch.device("cpu")) == "bf16"
     for capability, chosen in (((9, 0), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
         assert choose_precision("auto", torch.device("cuda")) == chosen
-        assert choose_precision("auto", torch.device("cuda"), delicate=True) == "fp32"
-        assert choose_precision("fp16", torch.device("cuda"), delicate=True) == "fp16"
+        assert choose_precision("auto", torch.device("cuda"), "bf16") == chosen
+        assert choose_precision("auto", torch.device("cuda"), "fp32") == "fp32"
+        assert choose_precision("fp16", torch.device("cuda"), "fp32") == "fp16"
     for wrong in ("fp16", "int8"):
         with pytest.raises(UsageError):
             choose_precision(wrong, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("abilities", "bf16", "amx"),
+    [
+        ({"avx2"}, False, False),
+        ({"avx512_bf16"}, True, False),
+        ({"amx_tile", "amx_int8"}, False, False),
+        ({"amx_tile", "amx_bf16"}, True, True),
+        (set(), None, False),
+    ],
+)
+def test_what_processors_say_of_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, abilities: set[str], bf16: bool | None, amx: bool
+) -> None:
+    monkeypatch.setattr(machine, "_abilities", lambda: abilities)
+    assert (machine.has_bf16(), machine.has_amx()) == (bf16, amx)
 
 
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

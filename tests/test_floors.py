@@ -38,10 +38,10 @@ FLOORS = {
     "vocalremover.durations": 0,
     "vocalremover.pictures": 2,
     "vocalremover.spectrogram": 1,
-    "vocalremover.machine": 1,
     "vocalremover.staging": 1,
     "vocalremover.streams": 2,
     "vocalremover.audio": 1,
+    "vocalremover.machine": 0,
     "vocalremover.errors": 0,
 }
 # Networks are documents: they share layers.py and strips.py and nothing else, not even with each other.

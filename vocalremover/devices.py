@@ -8,6 +8,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from vocalremover import machine
 from vocalremover.errors import DeviceError, UsageError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,10 +65,10 @@ def choose_devices(names: str | Iterable[str]) -> list[torch.device]:
     return list(dict.fromkeys(numbered))
 
 
-def choose_precision(name: str, device: torch.device, delicate: bool = False) -> str:
+def choose_precision(name: str, device: torch.device, coarsest: str = "fp16") -> str:
     """The key in PRECISIONS for a name that may be "auto"; raises UsageError for what the device has not.
 
-    delicate: for a network that half precision changes too much, so that "auto" keeps to single precision.
+    coarsest: the one with the fewest bits that "auto" may choose; fp32, fp16 and bf16 have 24, 11 and 8 of them.
     """
     if name not in ("auto", *PRECISIONS):
         raise UsageError(f"the precision must be auto, {', '.join(PRECISIONS)}, not {name!r}")
@@ -75,9 +76,9 @@ def choose_precision(name: str, device: torch.device, delicate: bool = False) ->
         raise UsageError("fp16 is for GPUs; on a CPU choose bf16 or fp32")
     if name != "auto":
         return name
-    if device.type == "cuda" and not delicate and torch.cuda.get_device_capability(device) >= HALF_CAPABILITY:
+    if coarsest != "fp32" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= HALF_CAPABILITY:
         return "fp16"  # three more bits of a mask than bf16; what overflows runs again in fp32
-    return "fp32"
+    return "bf16" if coarsest == "bf16" and device.type == "cpu" and machine.has_amx() else "fp32"
 
 
 @contextmanager

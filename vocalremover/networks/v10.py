@@ -21,6 +21,7 @@ from vocalremover.networks.layers import (
     MultichannelLinear,
     Pair,
     Rotary,
+    StridedConv2d,
     count_heads,
     mask,
     residual_attention,
@@ -45,8 +46,9 @@ class ResBlock(nn.Module):
         plain = in_channels == out_channels and stride == 1
         self.norm1 = MultichannelLayerNorm(in_channels, features)
         self.conv1 = nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(in_channels, out_channels, 3, padding=1, stride=(1, stride), bias=False)
-        self.idt = nn.Identity() if plain else nn.Conv2d(in_channels, out_channels, 1, stride=(1, stride), bias=False)
+        self.conv2 = StridedConv2d(in_channels, out_channels, 3, padding=1, stride=(1, stride), bias=False)
+        change = nn.Identity if plain else StridedConv2d
+        self.idt = change(in_channels, out_channels, 1, stride=(1, stride), bias=False)
 
     def forward(self, maps: Maps) -> Tensor:
         return residual(maps, self.norm1, self.conv1, activate, self.conv2, self.idt)
