@@ -94,8 +94,11 @@ def words(folder: Path, out: Path, recipe: str, changes: list[str], *more: str) 
 
 
 def start(*command: str) -> subprocess.Popen:
+    """A program that leads a group of processes."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen([sys.executable, *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
 
 
 def wait_for_step(run: subprocess.Popen, out: Path, step: int) -> None:
@@ -104,6 +107,14 @@ def wait_for_step(run: subprocess.Popen, out: Path, step: int) -> None:
         if run.poll() is not None:
             raise AssertionError(f"the run ended too soon: {run.stderr.read().decode()}")
         time.sleep(0.02)
+
+
+def signal_all(run: subprocess.Popen, number: int) -> None:
+    """Signal the program and its workers, as torchrun and terminals do."""
+    if hasattr(os, "killpg"):
+        os.killpg(run.pid, number)
+    else:
+        run.send_signal(number)
 
 
 class Once:
@@ -174,7 +185,7 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(
     command = ["-m", "vocalremover", *words(folder, out, "thin", changes, "--workers", "1")]
     stopped = start(*command)
     wait_for_step(stopped, out, 2)
-    stopped.send_signal(signal.SIGTERM)
+    signal_all(stopped, signal.SIGTERM)
     _, said = stopped.communicate(timeout=60)
     assert stopped.returncode == 143, said
     assert b"goes on" in said

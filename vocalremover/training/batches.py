@@ -5,6 +5,7 @@ first + (m * world + r) * batch and the `batch - 1` after it: whatever the numbe
 the run hears the same examples in the same order.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -111,10 +112,17 @@ def loaded(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iter
     loader = DataLoader(
         Examples(mixes), batch_sampler=numbers, num_workers=workers, prefetch_factor=4 if workers else None,
         # Of its own, or a loader that starts within a step would take from what dropout draws.
-        pin_memory=world.device.type == "cuda", generator=torch.Generator(),
+        pin_memory=world.device.type == "cuda", generator=torch.Generator(), worker_init_fn=stay,
     )  # fmt: skip
     for taken, audio in loader:
         yield taken.tolist(), audio.to(world.device, non_blocking=True)
+
+
+def stay(worker: int) -> None:
+    """Let a worker live until its loader ends it: terminals and torchrun send their signals to whole groups, and a run
+    that is asked to stop needs its batches until the step is done."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def rendered(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iterator[tuple[list[int], Tensor]]:
@@ -123,6 +131,7 @@ def rendered(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> It
     plans = DataLoader(
         Plans(mixes, tapes.places.__getitem__ if tapes else None), batch_sampler=numbers, num_workers=workers,
         prefetch_factor=4 if workers else None, collate_fn=as_planned, generator=torch.Generator(),
+        worker_init_fn=stay,
     )  # fmt: skip
     # At once, not with the first batch: processes are better not forked beside threads that work.
     return _performed(iter(plans), world.device, tapes)
