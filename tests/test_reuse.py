@@ -88,6 +88,29 @@ def test_no_more_is_held_than_the_shelf_has_places() -> None:
         assert handed <= max(taken[-1] // SHELF.times + 1, SHELF.places) + 3
 
 
+def test_no_process_renders_what_another_one_hears() -> None:
+    shelves = [replace(SHELF, process=process, processes=3) for process in range(3)]
+    rendered: list[set[int]] = []
+    for shelf in shelves:
+
+        def own(start: int, first: int = shelf.process) -> Iterator[tuple[list[int], Tensor]]:
+            for number in range(start + first, 3000, 3):
+                rendered[-1].add(number)
+                yield [number], rendering(number)[None]
+
+        rendered.append(set())
+        mine = iter([list(range(start + shelf.process, start + 12, 3)) for start in range(0, 240, 12)])
+        for numbers, audio in shelf.batches(own, mine):
+            for number, example in zip(numbers, audio, strict=True):
+                voice, backings = shelf.choice(number)
+                assert {shelf.mix(each) % 3 for each in (voice, *backings)} == {number % 3}
+                if number // 3 % shelf.times == 0:
+                    drawn = pieces(rendering(shelf.mix(voice)))
+                    assert any(torch.equal(drawn[..., place, :], example) for place in range(drawn.shape[-2]))
+    assert not rendered[0] & rendered[1] and not rendered[1] & rendered[2]
+    assert sorted(set().union(*rendered)) == list(range(60))
+
+
 def chord(*notes: int, loudness: float = 0.1) -> Tensor:
     """Semitones above 220 Hz, two seconds of stereo."""
     time = torch.arange(2 * RATE) / RATE

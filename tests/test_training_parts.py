@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vocalremover import machine
 from vocalremover.errors import TrainingError, UsageError
 from vocalremover.models import MODELS
 from vocalremover.spectrogram import STFT
@@ -33,6 +34,7 @@ from vocalremover.training.recipe import (
 from vocalremover.training.schedules import factor
 from vocalremover.training.shelf import Clock
 from vocalremover.training.state import State, copy_weights, load_state, save_state
+from vocalremover.training.train import learning_precision
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CPU = World(0, 1, torch.device("cpu"))
@@ -240,14 +242,31 @@ def test_a_voice_is_told_where_it_sounds() -> None:
     assert right < 1e-6 < 19 < wrong
 
 
+# Precision
+
+
+def test_gradients_have_the_range_of_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for amx, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(machine, "has_amx", lambda it=amx: it)
+        assert learning_precision("auto", cpu, MODELS["default"]) == chosen
+        assert learning_precision("auto", cpu, MODELS["v10"]) == "fp32"
+    for capability, chosen in (((9, 0), "bf16"), ((7, 0), "fp16"), ((6, 1), "fp32")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, it=capability: it)
+        assert learning_precision("auto", gpu, MODELS["v10"]) == chosen
+    assert learning_precision("fp32", gpu, MODELS["default"]) == "fp32"
+
+
 # Batches
 
 
 @pytest.mark.parametrize(("world", "batch"), [(1, 6), (2, 3), (3, 2), (6, 1)])
 def test_any_number_of_processes_hears_the_same_examples_in_the_same_order(world: int, batch: int) -> None:
     parts = [numbers_of(10, batch, World(rank, world, torch.device("cpu"))) for rank in range(world)]
-    heard = [number for _ in range(4) for part in parts for number in next(part)]
-    assert heard == list(range(10, 34))
+    for start in (10, 16, 22, 28):
+        taken = [next(part) for part in parts]
+        assert sorted(number for numbers in taken for number in numbers) == list(range(start, start + 6))
+        assert all(len(numbers) == batch for numbers in taken)
 
 
 def test_a_crop_lies_below_the_peak_of_its_song_the_same_each_time() -> None:

@@ -144,6 +144,11 @@ class ModelSpec:
         return (self.target, others[0] if len(others) == 1 else f"no_{self.target}")
 
     @property
+    def coarsest(self) -> str:
+        """The coarsest precision that "auto" may choose for it."""
+        return COARSEST.get(self.network, "fp16")
+
+    @property
     def most_frames(self) -> int | None:
         """The frames of the widest crop, padding included, where a network's table of positions ends; None for any."""
         return self.args.get("cropsize")

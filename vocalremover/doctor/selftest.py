@@ -14,7 +14,7 @@ from vocalremover.doctor.devices import precisions
 from vocalremover.doctor.sound import chord
 from vocalremover.errors import DeviceError, ModelError, UsageError, VocalRemoverError
 from vocalremover.evaluate import sdr
-from vocalremover.models import COARSEST, ModelSpec
+from vocalremover.models import ModelSpec
 from vocalremover.separate import Inference, Separator, Stems
 
 SECONDS = 4.0  # of the window; V10 takes half a minute for it on two cores
@@ -72,7 +72,7 @@ def _compared(spec: ModelSpec, network: nn.Module, reference: Stems, device: str
     advice = f"Use {instead}, and update the driver and PyTorch." if instead else "Install PyTorch anew."
     facts: dict[str, object] = {"device": device, "precision": precision, "bound": bound}
     # A precision that nobody gets without asking for it may fail, and the rest is whole.
-    usual = ("fp32", choose_precision("auto", torch.device(device), COARSEST.get(spec.network, "fp16")))
+    usual = ("fp32", choose_precision("auto", torch.device(device), spec.coarsest))
     failed = "failed" if precision in usual else "warning"
     try:
         found = difference(answered(spec, network, device, precision), reference)

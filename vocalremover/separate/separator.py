@@ -20,7 +20,7 @@ from vocalremover.audio.layouts import pairs_of, sides_of
 from vocalremover.chunks import Queue, tap
 from vocalremover.devices import choose_device, choose_precision, fetch, send
 from vocalremover.errors import AudioError, ModelError, UsageError
-from vocalremover.models import COARSEST, JUDGES, ModelSpec
+from vocalremover.models import JUDGES, ModelSpec
 from vocalremover.separate.inference import Inference, channels_read, choose_batch, choose_chunking, choose_passes
 from vocalremover.separate.runner import Runner
 from vocalremover.separate.spectra import Spectra
@@ -57,7 +57,7 @@ class Separator:
         self.stems = _choose_stems(spec, stems)
         self.passes = choose_passes(spec, choose_chunking(spec, self.device, inference), inference)
         self.chunking = self.passes[0].chunking
-        precision = choose_precision(inference.precision, self.device, COARSEST.get(spec.network, "fp16"))
+        precision = choose_precision(inference.precision, self.device, spec.coarsest)
         batch = choose_batch(inference, self.device)
         cast = spec.domain == "waveform"
         self._runner = Runner(

@@ -1,8 +1,9 @@
 """Examples of a run by their numbers -> batches of audio and spectrograms on the device.
 
-Batch m of a stage, counted from the stage's (or the resumed run's) first example, gives process r of `world` examples
-first + (m * world + r) * batch and the `batch - 1` after it: whatever the number of processes and of loader workers,
-the run hears the same examples in the same order.
+Batch m of a stage, counted from the stage's (or the resumed run's) first example, has the examples from number
+first + m * world * batch on, of which process r takes every `world`-th, beginning with the r-th: whatever the number of
+processes and of loader workers, the run hears the same examples in the same order. Only what is heard again
+(`voxaug.reuse`) depends on the number of processes.
 """
 
 import signal
@@ -65,10 +66,10 @@ class Plans(Dataset):
 
 def numbers_of(first: int, batch: int, world: World) -> Iterator[list[int]]:
     """The examples of every batch of this process, without end."""
-    start = first + world.rank * batch
+    start, step = first + world.rank, world.size * batch
     while True:
-        yield list(range(start, start + batch))
-        start += world.size * batch
+        yield list(range(start, start + step, world.size))
+        start += step
 
 
 class Sampler:
@@ -94,17 +95,17 @@ def load_batches(
     if recipe.reuse.times == 1:
         taken = make(mixes, numbers, world, workers)
     else:
-        shelf = shelf_of(recipe, stage, spec)
-        alone = World(0, 1, world.device)  # every process needs all renderings: its examples are made of any
-        taken = shelf.batches(lambda start: make(mixes, Sampler(start, stage.batch, alone), alone, workers), numbers)
+        shelf = shelf_of(recipe, stage, spec, world.rank, world.size)
+        taken = shelf.batches(lambda start: make(mixes, Sampler(start, stage.batch, world), world, workers), numbers)
     batches = (make_batch(tuple(which), audio, recipe, spec) for which, audio in taken)
     yield from run_ahead(batches, world.device) if on_device and world.device.type == "cuda" else batches
 
 
-def shelf_of(recipe: Recipe, stage: Stage, spec: ModelSpec) -> Shelf:
-    """Where renderings wait to be heard again."""
+def shelf_of(recipe: Recipe, stage: Stage, spec: ModelSpec, process: int, processes: int) -> Shelf:
+    """Where one of so many processes keeps renderings to be heard again."""
     reuse, samples = recipe.reuse, (stage.frames - 1) * spec.stft.hop
-    return Shelf(recipe.seed, reuse.times, reuse.places, reuse.candidates, samples, spec.rate)
+    places = (reuse.times, reuse.places, reuse.candidates)
+    return Shelf(recipe.seed, *places, samples, spec.rate, process, processes)
 
 
 def loaded(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iterator[tuple[list[int], Tensor]]:

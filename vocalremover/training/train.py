@@ -76,7 +76,7 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
         losses, numbers, norm, rate = advance(run, state, stage, batches, spec, world)
         tally.add(losses, norm, rate, len(numbers) * world.size, broken=state.broken[1] > 0)
         if state.broken[1]:
-            line = describe(run, spec, stage, state, world.gather(numbers))
+            line = describe(run, spec, stage, state, world.size, world.gather(numbers))
             yield shelf.note(line)
         if state.broken[1] >= run.recipe.patience:
             raise TrainingError(
@@ -105,7 +105,7 @@ def begin(run: Run, world: World) -> tuple[ModelSpec, State]:
             raise UsageError(f"{run.start} holds a {base.network} network, and the recipe is for {spec.network}")
         spec, weights = recipe.spec(base), network.state_dict()
     supervised.check(recipe, spec)
-    precision = learning_precision(recipe.precision, world.device)
+    precision = learning_precision(recipe.precision, world.device, spec)
     torch.backends.cudnn.benchmark = world.device.type == "cuda"  # all examples of a stage are equally long
     network = build(lambda: spec.build("cpu"), "network")
     if weights is not None:
@@ -132,12 +132,13 @@ def build(make: Callable[[], nn.Module], setting: str) -> nn.Module:
         raise UsageError(f"the recipe's {setting} describes no network: {error}") from error
 
 
-def learning_precision(name: str, device: torch.device) -> str:
-    """As `choose_precision`, but "auto" is bf16 on GPUs that have it: gradients need its range more than its bits."""
+def learning_precision(name: str, device: torch.device, spec: ModelSpec) -> str:
+    """As `choose_precision` for the model, but "auto" is bf16 on GPUs that have it: gradients need its range more than
+    its bits."""
     auto = name == "auto" and device.type == "cuda"
     if auto and torch.cuda.get_device_capability(device) >= RANGE_CAPABILITY:
         return "bf16"
-    return choose_precision(name, device)
+    return choose_precision(name, device, spec.coarsest)
 
 
 @torch.no_grad()
@@ -202,9 +203,12 @@ def advance(
     return losses, numbers, norms["network"], share * settings.learning_rate
 
 
-def describe(run: Run, spec: ModelSpec, stage: Stage, state: State, numbers: list[int]) -> Line:
-    """What can be told of a broken step: the mixes are drawn again from their numbers, each example's voice first."""
-    mixes, shelf = mixes_of(run, spec, stage), shelf_of(run.recipe, stage, spec)
-    choices = (shelf.choice(number) for number in numbers)
-    drawn = [str(mixes.mix(source)) for voice, backings in choices for source in dict.fromkeys((voice, *backings))]
+def describe(run: Run, spec: ModelSpec, stage: Stage, state: State, processes: int, numbers: list[int]) -> Line:
+    """What can be told of a broken step: the mixes are drawn again from their numbers, those of the first process first
+    and each example's voice before its backings."""
+    mixes, drawn = mixes_of(run, spec, stage), []
+    for place, number in enumerate(numbers):
+        shelf = shelf_of(run.recipe, stage, spec, place * processes // len(numbers), processes)
+        voice, backings = shelf.choice(number)
+        drawn += [str(mixes.mix(shelf.mix(source))) for source in dict.fromkeys((voice, *backings))]
     return {"step": state.step, "skipped": state.broken[0], "examples": numbers, "mixes": drawn}

@@ -6,6 +6,9 @@ their own. Of up to `candidates` backings the one most in the voice's key is tak
 that the notes do not tell a voice from the band, as they do in most pairs of a shelf; and the voice and the band of one
 rendering meet again. What example k is depends on k, the seed and the renderings alone, so a run that goes on hears
 what it would have heard.
+
+Of several processes each has a shelf of its own, with every so manieth rendering and example: none renders what another
+one hears.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,7 +49,7 @@ class Rendering:
 @dataclass(frozen=True)
 class Shelf:
     """How renderings of `rate` Hz are heard again: `times` each, among the last `places`, cut to `samples`, the backing
-    one of up to `candidates`."""
+    one of up to `candidates`; in which of how many processes. Its own renderings are counted from 0 on."""
 
     seed: int
     times: int
@@ -54,27 +57,29 @@ class Shelf:
     candidates: int
     samples: int
     rate: float
+    process: int = 0
+    processes: int = 1
 
     def batches(self, renderings: Renderings, numbers: Iterator[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """Batches of examples by their numbers, which must rise."""
         held: dict[int, Rendering] = {}
         arriving: Iterator[tuple[int, Tensor]] | None = None
         for taken in numbers:
-            newest = max(taken) // self.times
-            first = max(0, min(taken) // self.times - self.places + 1)
-            arriving = arriving or _one_by_one(renderings(first))
+            newest = self._own(max(taken))
+            first = max(0, self._own(min(taken)) - self.places + 1)
+            arriving = arriving or _one_by_one(renderings(first * self.processes))
             wanted = max(newest, self.places - 1)  # at the start the shelf is filled before anything is taken
             while not held or max(held) < wanted:
                 number, audio = next(arriving)
-                held[number] = Rendering(audio, self.rate)
+                held[number // self.processes] = Rendering(audio, self.rate)
             for number in [number for number in held if number < first]:
                 del held[number]
             yield taken, torch.stack([self.example(number, held) for number in taken])
 
     def choice(self, number: int) -> tuple[int, list[int]]:
         """The rendering that gives an example its voice, and those that one gives the backing of."""
-        own, again = divmod(number, self.times)
-        if not again:
+        own = self._own(number)
+        if self._is_first(number):
             return own, [own]
         rng = self._dice(number, "pair")
         newest = max(own, self.places - 1)
@@ -94,13 +99,23 @@ class Shelf:
         place, gain, turns = rng.random(), 10 ** (rng.uniform(-GAIN_DB, GAIN_DB) / 20), rng.random(3) < 0.5
         sources = self.sources(number, held)
         (mixture, voice), (whole, other) = (self.cut(held[source].audio, place) for source in sources)
-        if number % self.times == 0:
+        if self._is_first(number):
             return torch.stack((mixture, voice))
         backing = (whole - other) * (-gain if turns[0] else gain)
         voice, backing = (
             each.flip(0) if turn else each for each, turn in zip((voice, backing), turns[1:], strict=True)
         )
         return torch.stack((voice + backing, voice))
+
+    def mix(self, rendering: int) -> int:
+        """The number of the mix that a rendering of this process is, among those of all."""
+        return rendering * self.processes + self.process
+
+    def _own(self, number: int) -> int:
+        return number // self.processes // self.times
+
+    def _is_first(self, number: int) -> bool:
+        return number // self.processes % self.times == 0
 
     def _dice(self, number: int, purpose: str) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([self.seed, number, *purpose.encode()]))
