@@ -109,7 +109,7 @@ def test_the_original_changes_gains_and_channels_and_nothing_else() -> None:
     for name, chance in expected.items():
         assert abs(shares[name] - chance) < 4 * np.sqrt(chance * (1 - chance) / 2000), name
     assert all(-6.03 < part.gain_db < 3.53 for part in voices), "0.5 to 1.5 as a factor"
-    drawn = {"track", "start", "gain_db", "swap", "drop", "noise", "room", "echo_seconds", "gap"}
+    drawn = {"track", "start", "gain_db", "swap", "drop", "noise", "room", "echo_seconds", "gap", "loop_begin"}
     for part in voices:
         plain = Part(part.track, part.start)
         assert replace(part, **{name: getattr(plain, name) for name in drawn}) == plain

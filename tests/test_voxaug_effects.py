@@ -96,6 +96,25 @@ def test_a_gap_is_silent_and_nothing_else_changes(noise: Tensor) -> None:
     assert_close(gapped[2], noise[2])
 
 
+def test_a_loop_repeats_what_is_loud() -> None:
+    torch.manual_seed(4)
+    audio = 0.01 * torch.randn(2, 2, 8 * waves.TENTH)
+    audio[0, :, 5 * waves.TENTH : 6 * waves.TENTH] *= 30
+    looped = waves.loop(audio, torch.tensor([1000.0, 3000.0]), torch.tensor([0.5, 0.0]), fade=50)
+    assert_close(looped[0, :, : 4 * waves.TENTH], audio[0, :, : 4 * waves.TENTH])
+    turns = looped[0, :, 4 * waves.TENTH :].unfold(-1, 1000, 1000)
+    assert_close(turns, turns[:, :1].expand_as(turns))
+    assert_close(turns[:, 0, 50:-50], audio[0, :, 5 * waves.TENTH : 5 * waves.TENTH + 1000][:, 50:-50])
+    assert not turns[..., 0].any(), "no click where a turn begins"
+    assert_close(looped[1, :, :3000], looped[1, :, 3000:6000])
+
+
+def test_a_loop_longer_than_the_audio_is_all_of_it() -> None:
+    audio = torch.randn(1, 1, waves.TENTH)
+    looped = waves.loop(audio, torch.tensor([1e6]), torch.tensor([0.0]), fade=1)
+    assert_close(looped[..., 1:], audio[..., 1:])
+
+
 def test_placing_keeps_the_power(noise: Tensor) -> None:
     pans = torch.tensor([-1.0, 0.0, 0.6])
     placed = waves.place(noise[:, :1], pans)

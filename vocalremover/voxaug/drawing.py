@@ -146,6 +146,8 @@ def _draw_part(rng: np.random.Generator, track: Track, doses: Doses) -> Part:
         gap=(begin * (1 - gap), begin * (1 - gap) + gap),
         swap=bool(rng.random() < doses.swap.chance),
         drop=int(rng.integers(2)) if rng.random() < doses.drop.chance else -1,
+        loop=doses.loop.draw(rng),
+        loop_begin=float(rng.uniform(0, 0.5)),
     )
 
 

@@ -17,8 +17,9 @@ class Part:
     start: 0..1 of where it can be cut; speed: semitones, like a tape; tempo: ratio; formant: semitones; pan: -1 left ..
     1 right; width: 0 mono, 1 as it is; equaliser_db: at the knots; compression: ratio; drive: 0 is clean; low_cut,
     high_cut: hertz, 0 and infinity cut nothing; room: which of the synthetic rooms; double: seconds, 0 for none;
-    roughness, phase: of the noise that the number `noise` seeds; gap: from where to where it is silent, 0..1; drop:
-    the channel that is silent, -1 for none.
+    roughness, phase: of the noise that the number `noise` seeds; gap: from where to where it is silent, 0..1; loop:
+    seconds, 0 for none; loop_begin: from where on they are repeated, 0..1; drop: the channel that is silent, -1 for
+    none.
     """
 
     track: Track
@@ -43,6 +44,8 @@ class Part:
     phase: float = 0.0
     noise: int = 0
     gap: tuple[float, float] = (0.0, 0.0)
+    loop: float = 0.0
+    loop_begin: float = 0.0
     swap: bool = False
     drop: int = -1
 

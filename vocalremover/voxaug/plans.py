@@ -22,7 +22,7 @@ from vocalremover.voxaug.spectra import EFFECTS
 STEPS = 16  # lengths of crops that are played at another tempo, as parts of an example: few, to be planned once
 SETTINGS = (
     "gain_db", "tempo", "formant", "compression", "drive", "pan", "width", "swap", "low_cut", "high_cut",
-    "echo_seconds", "echo_db", "wet_db", "double", "roughness", "phase", "drop",
+    "echo_seconds", "echo_db", "wet_db", "double", "roughness", "phase", "drop", "loop", "loop_begin",
 )  # fmt: skip
 COLUMNS = {name: place for place, name in enumerate((*SETTINGS, "begin", "end"))}
 # Who is touched by an effect.
@@ -30,6 +30,7 @@ DRAWN: dict[str, Callable[[Part], bool]] = {
     "plain": lambda part: part.tempo == 1,
     "stretched": lambda part: part.tempo != 1,
     "spectral": lambda part: bool(part.formant or part.roughness or part.phase),
+    "looped": lambda part: part.loop > 0,
     "driven": lambda part: part.compression > 1 or bool(part.drive),
     "silenced": lambda part: part.gap[1] > part.gap[0],
     "equalised": lambda part: part.equaliser_db != FLAT,

@@ -125,6 +125,7 @@ class _Chain:
     def run(self, rows: dict[str, Tensor]) -> Tensor:
         """Rows of crops, by the names of their blocks -> `[parts, 2, samples]`."""
         audio = self.tempo(rows)
+        self.touch(audio, "looped", self.loop)
         self.touch(audio, "spectral", self.spectral)
         self.touch(audio, "driven", self.drive)
         self.touch(audio, "silenced", self.silence)
@@ -159,6 +160,10 @@ class _Chain:
             crops = rows["stretched"][self.drawn("stretched_rows")]
             audio[stretched] = spectra.stretch(crops, self.column("tempo", stretched), self.samples)
         return audio
+
+    def loop(self, rows: Tensor, audio: Tensor) -> Tensor:
+        """What a sampler repeats."""
+        return waves.loop(audio, filters.RATE * self.column("loop", rows), self.column("loop_begin", rows))
 
     def spectral(self, rows: Tensor, audio: Tensor) -> Tensor:
         """Formants, roughness and phases: one spectrogram for all of them."""

@@ -6,12 +6,13 @@ number. Effects that are linear and stand still are responses, see `filters`; th
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 TENTH = 4410  # samples in which loudness is measured
 QUIETEST = 1e-3  # RMS: nothing is taken for quieter, so that no noise floor is ever raised to a voice
 LEVEL_WINDOW, LEVEL_STEP = 1024, 256  # samples: of the compressor's level, about 23 ms
+SHORTEST = 441  # samples of a loop
 
 
 def change_speed(audio: Tensor, samples: int) -> Tensor:
@@ -60,6 +61,22 @@ def silence(audio: Tensor, begins: Tensor, ends: Tensor, fade: int = 441) -> Ten
     first, last = (rearrange(edge, "b -> b 1") * audio.shape[-1] for edge in (begins, ends))
     inside = torch.minimum(places - first, last - places)  # samples to the nearer edge of the gap
     return audio * (1 - inside / fade).clamp(0, 1)[:, None]
+
+
+def loop(audio: Tensor, periods: Tensor, begins: Tensor, fade: int = 220) -> Tensor:
+    """From begin (`[batch]`, 0..1 of the length) on, so many samples (periods, `[batch]`) again and again: those that
+    start with the loudest tenth of a second. Every turn rises and falls in short ramps."""
+    samples = audio.shape[-1]
+    tenths, length = max(samples // TENTH, 1), min(TENTH, samples)
+    power = reduce(audio[..., : tenths * length].square(), "b c (n s) -> b n", "mean", n=tenths)
+    periods = periods.long().clamp(SHORTEST, samples)[:, None]
+    first = torch.minimum(power.argmax(dim=-1, keepdim=True) * length, samples - periods)
+    places = torch.arange(samples, device=audio.device)
+    since = places - (begins[:, None] * samples).long()
+    turned = since % periods
+    taken = torch.where(since < 0, places, first + turned)
+    ramps = (torch.minimum(turned, periods - turned) / fade).clamp(max=1).where(since >= 0, 1)
+    return audio.gather(-1, repeat(taken, "b n -> b c n", c=audio.shape[1])) * ramps[:, None]
 
 
 def place(audio: Tensor, pans: Tensor) -> Tensor:
