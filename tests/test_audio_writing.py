@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vocalremover.audio import FORMATS, Encoding, Reader, Tags, Writer, read, resample, sinks, write
+from vocalremover.audio import FORMATS, Encoding, Reader, Tags, Writer, read, resample, wav, write
 from vocalremover.errors import AudioError, UsageError
 
 LOSSY = ["mp3", "ogg", "opus", "m4a"]
@@ -197,7 +197,7 @@ def test_a_wav_beyond_four_gigabytes_is_an_rf64(
 ) -> None:
     song = noise(channels, 9999)
     write(tmp_path / "small", song, 44100, Encoding("wav", bits), Tags("Song"))
-    monkeypatch.setattr(sinks, "RIFF_LIMIT", 20000)
+    monkeypatch.setattr(wav, "RIFF_LIMIT", 20000)
     write(tmp_path / "large", song, 44100, Encoding("wav", bits), Tags("Song"))
     assert (tmp_path / "small").read_bytes()[:4] == b"RIFF"
     assert (tmp_path / "large").read_bytes()[:4] == b"RF64"

@@ -10,8 +10,8 @@ from typing import BinaryIO
 import av
 from torch import Tensor
 
+from vocalremover.audio.outs import Out
 from vocalremover.audio.reading import Reader
-from vocalremover.audio.sinks import Out
 from vocalremover.audio.streams import FFmpegStream, OneWay
 from vocalremover.audio.tags import Tags
 from vocalremover.audio.writing import REASONS, Encoding, Writer

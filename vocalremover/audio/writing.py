@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from vocalremover.audio.layouts import LAYOUTS
+from vocalremover.audio.outs import OutFile
 from vocalremover.audio.resampling import Resampler
-from vocalremover.audio.sinks import FFmpegSink, OutFile, WavSink, XiphSink
+from vocalremover.audio.sinks import FFmpegSink, XiphSink
 from vocalremover.audio.tags import Tags
+from vocalremover.audio.wav import WavSink
 from vocalremover.errors import AudioError, UsageError
 
 OPUS_RATE = 48000
