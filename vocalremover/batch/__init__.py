@@ -6,10 +6,11 @@ blocks into a hidden folder beside its outputs, and its stems appear under their
 song that fails never stops the others. `pipe` does the same for one song without a name.
 """
 
+from vocalremover.batch.jobs import Job
 from vocalremover.batch.journal import JOURNAL, Journal
 from vocalremover.batch.ledger import Ledger, Step, preview
 from vocalremover.batch.pipe import pipe
-from vocalremover.batch.plan import Job, plan
+from vocalremover.batch.plan import plan
 from vocalremover.batch.results import Progress, Result, Summary
 from vocalremover.batch.run import run
 from vocalremover.batch.settings import CLIPS, STEMS, Settings

@@ -18,13 +18,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vocalremover import checkpoint
+from vocalremover.batch.jobs import Job
 from vocalremover.batch.settings import Settings
-
-if TYPE_CHECKING:
-    from vocalremover.batch.plan import Job
 
 try:
     import fcntl

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vocalremover.audio import check
+from vocalremover.batch.jobs import Job
 from vocalremover.batch.journal import Entry, Journal, Origin, Stamp, describe, digest
-from vocalremover.batch.plan import Job
 from vocalremover.batch.settings import Settings
 from vocalremover.errors import AudioError
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from vocalremover.audio import OneWay, PipeReader, PipeWriter, Reader, needs_index
-from vocalremover.batch.plan import Job
+from vocalremover.batch.jobs import Job
 from vocalremover.batch.results import Progress, Result, levels, silent
 from vocalremover.batch.settings import Settings
 from vocalremover.errors import AudioError, UsageError

@@ -4,25 +4,16 @@ import logging
 import os
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from vocalremover.batch.jobs import Job
 from vocalremover.batch.journal import Journal
 from vocalremover.batch.settings import STEMS, Settings
 from vocalremover.batch.songs import Song, find_songs, identity, resolver
 from vocalremover.errors import InputError, UsageError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One song and where each of its wanted stems goes; with a `problem` it fails without being tried."""
-
-    input: Path
-    outputs: dict[str, Path]
-    problem: str | None = None
 
 
 def plan(

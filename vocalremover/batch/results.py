@@ -8,7 +8,7 @@ from time import perf_counter
 
 from torch import Tensor
 
-from vocalremover.batch.plan import Job
+from vocalremover.batch.jobs import Job
 from vocalremover.batch.settings import Settings
 
 # Wraps the blocks (`[channels, samples]`) of one pass over a song: (blocks, job, what is done, samples if known).

@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Condition, Thread
 
 from vocalremover.batch.flow import TICK, Gone
+from vocalremover.batch.jobs import Job
 from vocalremover.batch.ledger import Ledger
-from vocalremover.batch.plan import Job
 from vocalremover.batch.results import Progress, Result, silent
 from vocalremover.batch.settings import Settings
 from vocalremover.batch.work import Work

@@ -18,9 +18,9 @@ from torch import Tensor
 from vocalremover.audio import Encoding, Reader, Writer
 from vocalremover.audio.writing import REASONS
 from vocalremover.batch.flow import Flow, Gone
+from vocalremover.batch.jobs import Job
 from vocalremover.batch.journal import JOURNAL, Origin, Stamp
 from vocalremover.batch.ledger import Ledger
-from vocalremover.batch.plan import Job
 from vocalremover.batch.results import Progress, Result, levels
 from vocalremover.errors import AudioError, UsageError, VocalRemoverError
 from vocalremover.separate import Separator
