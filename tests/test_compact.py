@@ -30,6 +30,13 @@ def test_the_bands_are_found_again_in_the_tensors() -> None:
     again.load_state_dict(network(bands).state_dict())
 
 
+def test_the_depth_of_the_levels_is_found_again_in_the_tensors() -> None:
+    deep = compact.CompactFrameTransformer(bands=((256, 4),), depth=3, **SMALL)
+    shapes = {name: tuple(value.shape) for name, value in deep.state_dict().items()}
+    assert compact.arguments(shapes)["depth"] == 3
+    assert all(len(level) == 3 for level in (*deep.encoders, *deep.decoders))
+
+
 def test_bands_that_leave_bins_out_are_refused() -> None:
     with pytest.raises(ValueError, match="the bands have 192 bins in all, not the 256 of n_fft 512"):
         network(((64, 2), (128, 4)))
@@ -65,7 +72,7 @@ def test_no_level_can_outgrow_the_others() -> None:
     magnitude = torch.rand(2, 2, 257, 64)
     before = tuned(magnitude)
     with torch.no_grad():
-        for change in (*tuned.downs, *tuned.ups, *(decoder.shortcut for decoder in tuned.decoders)):
+        for change in (*tuned.downs, *tuned.ups, *(decoder[0].shortcut for decoder in tuned.decoders)):
             change[0].weight.mul_(1000.0)
     after = tuned(magnitude)
     torch.testing.assert_close(after, before, atol=2e-3, rtol=0)
@@ -76,8 +83,8 @@ def test_no_level_can_outgrow_the_others() -> None:
 
 def test_frames_far_apart_are_heard_by_attention_alone() -> None:
     tuned = network(((64, 2), (192, 6)))
-    magnitude = torch.rand(1, 2, 257, 400)
-    other = torch.cat((magnitude[..., :200], torch.rand(1, 2, 257, 200)), dim=-1)
+    magnitude = torch.rand(1, 2, 257, 600)
+    other = torch.cat((magnitude[..., :300], torch.rand(1, 2, 257, 300)), dim=-1)
     assert not torch.equal(tuned(magnitude)[..., :50], tuned(other)[..., :50])
     tuned.attend = torch.zeros_like
     assert torch.equal(tuned(magnitude)[..., :50], tuned(other)[..., :50])

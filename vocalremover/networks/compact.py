@@ -85,6 +85,12 @@ class Block(nn.Module):
         return self.mixer(h)
 
 
+def _level(in_channels: int, channels: int, features: int, bottleneck: int, depth: int) -> nn.Sequential:
+    """So many blocks, one after the other, of which the first may change the number of channels."""
+    widths = [in_channels, *[channels] * (depth - 1)]
+    return nn.Sequential(*(Block(width, channels, features, features // bottleneck) for width in widths))
+
+
 class FrameAttention(nn.Module):
     """Pre-norm self-attention over frames with rotary positions, and a feed-forward of twice the width."""
 
@@ -132,7 +138,7 @@ class Band(nn.Module):
 
 class CompactFrameTransformer(nn.Module):
     """bands: bins and bins a patch, `n_fft / 2` in all; channels: width of every level; maps: channels that attend at
-    the deepest; bottleneck: features a hidden unit."""
+    the deepest; bottleneck: features a hidden unit; depth: blocks of every level, on the way down and up."""
 
     def __init__(
         self,
@@ -143,6 +149,7 @@ class CompactFrameTransformer(nn.Module):
         num_layers: int = 2,
         num_heads: int = 4,
         bottleneck: int = 4,
+        depth: int = 2,
     ) -> None:
         super().__init__()
         self.bins = [bins for bins, _ in bands]
@@ -154,7 +161,7 @@ class CompactFrameTransformer(nn.Module):
         self.features = [bins // patch for bins, patch in bands]
         features = [sum(self.features) // 2**level for level in range(len(channels))]
         self.encoders = nn.ModuleList(
-            Block(width, width, size, size // bottleneck) for width, size in zip(channels, features, strict=True)
+            _level(width, width, size, bottleneck, depth) for width, size in zip(channels, features, strict=True)
         )
         steps = list(zip(channels[:-1], channels[1:], TIME_STRIDES, strict=True))
         self.downs = nn.ModuleList(
@@ -170,7 +177,7 @@ class CompactFrameTransformer(nn.Module):
             for wide, deep, stride in steps
         )
         self.decoders = nn.ModuleList(
-            Block(2 * width, width, size, size // bottleneck)
+            _level(2 * width, width, size, bottleneck, depth)
             for width, size in zip(channels[:-1], features[:-1], strict=True)
         )
 
@@ -222,7 +229,7 @@ class CompactFrameTransformer(nn.Module):
 def arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The constructor arguments of a state dict with these shapes; KeyError if it is not this network's."""
     levels = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("downs."))
-    channels = [shapes[f"encoders.{level}.conv1.weight"][0] for level in range(levels + 1)]
+    channels = [shapes[f"encoders.{level}.0.conv1.weight"][0] for level in range(levels + 1)]
     count = len({key.split(".")[1] for key in shapes if key.startswith("bands.")})
     bands = [
         (shapes[f"bands.{band}.mean"][0], shapes[f"bands.{band}.stem.weight"][1] // (2 * PATCH_FRAMES))
@@ -236,5 +243,6 @@ def arguments(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "maps": shapes["embed.weight"][0],
         "num_layers": len({key.split(".")[1] for key in shapes if key.startswith("transformer.")}),
         "num_heads": width // (2 * shapes["transformer.0.rotary.freqs"][0]),
-        "bottleneck": shapes["encoders.0.mixer.down.weight"][1] // shapes["encoders.0.mixer.down.weight"][0],
+        "bottleneck": shapes["encoders.0.0.mixer.down.weight"][1] // shapes["encoders.0.0.mixer.down.weight"][0],
+        "depth": len({key.split(".")[2] for key in shapes if key.startswith("encoders.0.")}),
     }
