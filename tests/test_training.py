@@ -250,13 +250,13 @@ def test_a_level_that_lets_nothing_through_is_told_once(make_run: Callable[..., 
     recipe = read_recipe("compact", changes=COMPACT, steps=3)
     network = recipe.spec().build("cpu")
     with torch.no_grad():
-        network.decoders[2].shortcut[1].bias.fill_(-1000.0)
-        network.decoders[2].mixer.norm1.running_var.zero_()
+        network.decoders[2][0].shortcut[1].bias.fill_(-1000.0)
+        network.decoders[2][0].mixer.norm1.running_var.zero_()
     save(tmp_path / "half_dead.safetensors", recipe.spec(), network)
     run = replace(make_run(recipe), start=str(tmp_path / "half_dead.safetensors"))
     told = [line for line in train(run, CPU) if "silent" in line]
-    assert told == [{"step": 1, "silent": ["decoders.2.mixer.norm1"]}]
-    assert "step 1: nothing reaches decoders.2.mixer.norm1 any more" in sentence(told[0], recipe)
+    assert told == [{"step": 1, "silent": ["decoders.2.0.mixer.norm1"]}]
+    assert "step 1: nothing reaches decoders.2.0.mixer.norm1 any more" in sentence(told[0], recipe)
 
 
 def test_stages_change_what_is_drawn_and_lose_no_example(make_run: Callable[..., Run]) -> None:
