@@ -3,7 +3,7 @@
 #   docker build -t vocalremover .
 #   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" vocalremover separate song.mp3
 #   docker run --rm --gpus all --ipc=host --user "$(id -u):$(id -g)" -v "$PWD:/work" --entrypoint torchrun \
-#       vocalremover --nproc-per-node 2 -m vocalremover train --model v10 --vocals voices --instrumentals backings \
+#       vocalremover --nproc-per-node 2 -m -- vocalremover train --model v10 --vocals voices --instrumentals backings \
 #       --validation songs --out runs/mine
 #
 # --user makes what is written yours; --ipc=host gives processes that prepare audio room to hand it over. Weights that

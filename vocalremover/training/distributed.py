@@ -1,7 +1,7 @@
 """Several processes that train one network, as torchrun starts them; a process on its own is a world of one.
 
-`torchrun --nproc-per-node N -m vocalremover train ...` sets RANK, WORLD_SIZE and LOCAL_RANK. GPUs talk over NCCL, CPUs
-over gloo. The process of rank 0 writes; all decide together, so that none waits for another that has stopped.
+`torchrun --nproc-per-node N -m -- vocalremover train ...` sets RANK, WORLD_SIZE and LOCAL_RANK. GPUs talk over NCCL,
+CPUs over gloo. The process of rank 0 writes; all decide together, so that none waits for another that has stopped.
 """
 
 import os
