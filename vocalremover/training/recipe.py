@@ -6,13 +6,11 @@ not exist is refused, so that a misspelt word never trains for days with its def
 """
 
 import math
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
@@ -20,6 +18,7 @@ from vocalremover.chunks import Chunking
 from vocalremover.errors import UsageError
 from vocalremover.models import MODELS, ModelSpec
 from vocalremover.spectrogram import STFT
+from vocalremover.training.tables import as_table, from_table
 
 SHIPPED = files("vocalremover.training") / "recipes"
 OWN_RECIPE = {"default": "compact", "primer": "primer_pretrain", "primer_pre": "primer_pretrain", "newft_gan": "gan"}
@@ -182,7 +181,7 @@ class Recipe:
                           ((base.stft, self.stft), (base.chunking, self.chunking)))  # fmt: skip
         args = {**base.args, **self.network}
         return replace(
-            base, args=args, stft=_build(STFT, stft, "stft"), chunking=_build(Chunking, chunking, "chunking")
+            base, args=args, stft=from_table(STFT, stft, "stft"), chunking=from_table(Chunking, chunking, "chunking")
         )
 
     def stage(self, step: int) -> Stage:
@@ -215,7 +214,7 @@ def read_recipe(
     tree |= {key: value for key, value in settings.items() if value is not None}
     for change in changes:
         _change(tree, change)
-    return _build(Recipe, tree, "recipe")
+    return from_table(Recipe, tree, "recipe")
 
 
 def shipped() -> list[str]:
@@ -225,7 +224,7 @@ def shipped() -> list[str]:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """The whole recipe in force, readable by `read_recipe`."""
-    path.write_text(yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(as_table(asdict(recipe)), sort_keys=False), encoding="utf-8")
 
 
 def _family(model: str) -> str:
@@ -273,54 +272,3 @@ def _change(tree: dict[str, Any], change: str) -> None:
         place[last] = value
     else:
         raise UsageError(f"{path} leads nowhere in the recipe")
-
-
-def _build(kind: type, given: object, where: str) -> Any:  # noqa: ANN401
-    """The dataclass that a table of settings describes, every value checked against its type."""
-    if not isinstance(given, Mapping):
-        raise UsageError(f"{where} must be a table of settings, not {given!r}")
-    hints = get_type_hints(kind)
-    for key in given:
-        if key not in hints:
-            near = get_close_matches(str(key), hints, 1)
-            raise UsageError(f"{where} has no setting {key!r}" + (f": did you mean {near[0]}?" if near else ""))
-    missing = [each.name for each in fields(kind) if each.name not in given and _required(each)]
-    if missing:
-        raise UsageError(f"{where} lacks {', '.join(missing)}")
-    return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in given.items()})
-
-
-def _required(each: Any) -> bool:  # noqa: ANN401
-    return each.default is MISSING and each.default_factory is MISSING
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
-    """A value out of YAML as the type that a setting wants."""
-    origin, options = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        (other,) = (option for option in options if option is not type(None))
-        return None if value is None else _value(other, value, where)
-    if origin is Literal and value in options:
-        return value
-    if is_dataclass(hint):
-        return _build(hint, value, where)
-    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_value(options[0], each, f"{where}.{place}") for place, each in enumerate(value))
-    if origin is not None and isinstance(value, Mapping) and len(options) == 2:
-        return {str(key): _value(options[1], each, f"{where}.{key}") for key, each in value.items()}
-    if hint is Any or (hint in (bool, int, str) and type(value) is hint):
-        return value
-    if hint is float and not isinstance(value, bool):
-        try:  # YAML takes 1e-4 for a word
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    wanted = f"one of {', '.join(map(str, options))}" if origin is Literal else f"a {getattr(hint, '__name__', hint)}"
-    raise UsageError(f"{where} must be {wanted}, not {value!r}")
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    """Tuples as lists, as YAML has them."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
