@@ -39,10 +39,10 @@ class Doses:
     gain_db: relative to the common level; factor: a gain as a plain number; speed: semitones, like a tape; tempo: ratio
     at a constant pitch; formant: semitones at a constant pitch; pan, aside: -1..1, of which `aside` wins; width: 0 is
     mono, 1 as it is; equaliser_db: how much its bands differ; compression: ratio; drive: 1 bends what is loud;
-    low_cut, high_cut: hertz; echo_db, wet_db: level of echo and room; loop: seconds that are repeated over and over, as
-    samplers do; double: seconds between a line and its double;
+    low_cut, high_cut: hertz; echo_db, wet_db: level of echo and room; double: seconds between a line and its double;
     harmony: level in dB of the same line at another pitch; roughness: noise in each bin; phase: radians of noise; gap:
-    share of the example that is silent; swap, drop, mono: of the channels.
+    share of the example that is silent; loop: seconds that are repeated over and over, as samplers do; swap, drop,
+    mono: of the channels.
     """
 
     gain_db: Dose = Dose()

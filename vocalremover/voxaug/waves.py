@@ -29,11 +29,15 @@ def change_speed(audio: Tensor, samples: int) -> Tensor:
 
 def loudness(audio: Tensor) -> Tensor:
     """RMS `[batch]` of the louder half of the tenths of a second, so that pauses do not count; at least QUIETEST."""
-    tenths = max(audio.shape[-1] // TENTH, 1)
-    length = min(TENTH, audio.shape[-1])
-    power = reduce(audio[..., : tenths * length].square(), "b c (n s) -> b n", "mean", n=tenths)
-    louder = power.sort(dim=-1).values[:, tenths // 2 :].mean(dim=-1)
+    power = _powers(audio)
+    louder = power.sort(dim=-1).values[:, power.shape[-1] // 2 :].mean(dim=-1)
     return louder.sqrt().clamp(min=QUIETEST)
+
+
+def _powers(audio: Tensor) -> Tensor:
+    """Mean squares `[batch, tenths]` of the whole tenths of a second; of all where there is none."""
+    tenths, length = max(audio.shape[-1] // TENTH, 1), min(TENTH, audio.shape[-1])
+    return reduce(audio[..., : tenths * length].square(), "b c (n s) -> b n", "mean", n=tenths)
 
 
 def compress(audio: Tensor, ratios: Tensor, threshold_db: float = -6.0) -> Tensor:
@@ -67,10 +71,8 @@ def loop(audio: Tensor, periods: Tensor, begins: Tensor, fade: int = 220) -> Ten
     """From begin (`[batch]`, 0..1 of the length) on, so many samples (periods, `[batch]`) again and again: those that
     start with the loudest tenth of a second. Every turn rises and falls in short ramps."""
     samples = audio.shape[-1]
-    tenths, length = max(samples // TENTH, 1), min(TENTH, samples)
-    power = reduce(audio[..., : tenths * length].square(), "b c (n s) -> b n", "mean", n=tenths)
     periods = periods.long().clamp(SHORTEST, samples)[:, None]
-    first = torch.minimum(power.argmax(dim=-1, keepdim=True) * length, samples - periods)
+    first = torch.minimum(_powers(audio).argmax(dim=-1, keepdim=True) * TENTH, samples - periods)
     places = torch.arange(samples, device=audio.device)
     since = places - (begins[:, None] * samples).long()
     turned = since % periods
