@@ -86,7 +86,7 @@ class Attention(nn.Module):
         else:
             made = (*project(maps, norm, convolutions[:1]), *project(memory, None, convolutions[1:]))
         query, key, value = (
-            projection[2](projection[1](one)) for projection, one in zip(projections, made, strict=True)
+            projection[2](prepare(projection[1](one))) for projection, one in zip(projections, made, strict=True)
         )
         attended, pairs = residual_attention(query, key, value, self.heads, self.embedding, earlier)
         return prepare(self.o_proj(attended)), pairs
