@@ -40,6 +40,7 @@ FLOORS = {
     "vocalremover.spectrogram": 1,
     "vocalremover.staging": 1,
     "vocalremover.streams": 2,
+    "vocalremover.threads": 0,
     "vocalremover.audio": 1,
     "vocalremover.machine": 0,
     "vocalremover.errors": 0,

@@ -9,8 +9,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib.resources import files
@@ -27,6 +26,7 @@ from vocalremover.durations import clock
 from vocalremover.errors import AudioError, InputError, UsageError, VocalRemoverError
 from vocalremover.pictures import Progress, Sound, measure, spectrogram, waveform
 from vocalremover.staging import Staging, sweep
+from vocalremover.threads import Aside
 
 MARK = '<meta name="generator" content="vocalremover">'
 MIXTURE = "mixture"
@@ -43,7 +43,7 @@ class Page:
     def __init__(self, path: Path, settings: Mapping[str, object], overwrite: bool = False) -> None:
         self.path = path
         self.settings = settings
-        self._drawn: list[Future[None]] = []
+        self._drawn: list[Callable[[], None]] = []
         self._stopped = False
         if path.is_dir() or (path.exists() and not overwrite and not _is_page(path)):
             raise UsageError(f"{path} exists and is no report; choose another name for the report")
@@ -53,8 +53,8 @@ class Page:
             self._part = stack.enter_context(open(folder / "report", "wb"))
             self._songs = stack.enter_context(TemporaryFile())  # what stands above them is known last
             # Beside the work: one thread, so that songs come in order and only one is in memory.
-            self._thread = ThreadPoolExecutor(1)
-            stack.callback(self._thread.shutdown, cancel_futures=True)
+            self._thread = Aside()
+            stack.callback(self._thread.end)
             self._stack = stack.pop_all()
         self._summary = Summary()
 
@@ -74,7 +74,7 @@ class Page:
     def add(self, result: Result) -> None:
         """Has the song and its stems read once more, in blocks, and their pictures and levels added to the page."""
         self._summary.add(result)
-        self._drawn.append(self._thread.submit(self._draw, result, len(self._drawn) + 1))
+        self._drawn.append(self._thread.begin(self._draw, result, len(self._drawn) + 1))
 
     def _draw(self, result: Result, number: int) -> None:
         with _told(self.path):
@@ -89,7 +89,7 @@ class Page:
     def _finish(self) -> None:
         record = self._summary.record()  # before the wait for pictures, which is no time that the songs took
         for drawn in self._drawn:
-            drawn.result()
+            drawn()
         counts = [f"{record[state]} {state}" for state in ("done", "failed", "skipped") if record[state]]
         songs = f"{len(self._drawn)} song{'s' * (len(self._drawn) != 1)}"
         facts = ", ".join(counts) or "nothing to do"

@@ -90,7 +90,7 @@ class PipeWriter(Writer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._thread.shutdown()
+            self._thread.end()
             self._sink.abort()
             return
         try:

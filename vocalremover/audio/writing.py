@@ -8,7 +8,6 @@ import errno
 import os
 import secrets
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from vocalremover.audio.sinks import FFmpegSink, XiphSink
 from vocalremover.audio.tags import Tags
 from vocalremover.audio.wav import WavSink
 from vocalremover.errors import AudioError, UsageError
+from vocalremover.threads import Aside
 
 OPUS_RATE = 48000
 # Bytes: more than the encoders' small pages, and less than a piece of a wav, which then goes to the disk uncopied.
@@ -195,25 +195,25 @@ class Writer:
         _sync_folder(self.path.parent)
 
     def _start(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = Aside()
         try:
             self._sink = self._aside(self._open)
             self._out.check()
         except BaseException as error:
-            self._thread.shutdown()
+            self._thread.end()
             raise self._translated(error) from error
 
     def _aside(self, call: Callable, *arguments: object) -> object:
         """Calls the encoder anywhere but in the main thread: what a signal raises there, its callbacks lose."""
         if current_thread() is not main_thread():
             return call(*arguments)
-        return self._thread.submit(call, *arguments).result()
+        return self._thread.begin(call, *arguments)()
 
     def _finish(self) -> None:
         if self._resampler:
             self._aside(self._sink.write, self._resampler.finish().numpy())
         self._aside(self._sink.finish)
-        self._thread.shutdown()
+        self._thread.end()
         self._out.check()
 
     def _check(self, layout: str | None) -> str:
@@ -260,7 +260,7 @@ class Writer:
     def _abort(self) -> None:
         # The encoders flush when they are closed; that must go nowhere.
         self._out.closed_to_writing = True
-        self._thread.shutdown()
+        self._thread.end()
         self._sink.abort()
         self._discard()
 

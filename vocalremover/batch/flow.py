@@ -1,13 +1,12 @@
 """Blocks handed from one thread to another, in order and in bounded memory."""
 
-import threading
-from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
-# No wait is endless, so that a signal is answered on systems where a waiting lock is deaf.
-TICK = 0.1
+from vocalremover.threads import TICK
 
 
 class Gone(Exception):
@@ -23,51 +22,45 @@ class Flow:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._blocks: deque[Tensor] = deque()
-        self._held = 0
-        self._ended = self._abandoned = False
-        self._changed = threading.Condition()
+        self._held = 0  # bytes that were given and are not known to be taken
+        self._blocks: SimpleQueue[Tensor | None] = SimpleQueue()
+        self._taken: SimpleQueue[int] = SimpleQueue()
+        self._abandoned = False
 
     def give(self, block: Tensor) -> None:
         """Hands a block over for good: it must not be changed afterwards."""
-        with self._changed:
-            while self._held >= self._limit and not self._abandoned:
-                self._changed.wait(TICK)
-            if self._abandoned:
-                raise Gone
-            self._blocks.append(block)
-            self._held += _size(block)
-            self._changed.notify_all()
+        while self._held >= self._limit:
+            self._held -= self._next(self._taken)
+        if self._abandoned:
+            raise Gone
+        self._held += _size(block)
+        self._blocks.put(block)
 
     def end(self) -> None:
         """No more blocks will come."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        self._blocks.put(None)
 
     def abandon(self) -> None:
         """Wakes both sides, wherever they wait; what is held is let go."""
-        with self._changed:
-            self._abandoned = True
-            self._blocks.clear()
-            self._changed.notify_all()
+        self._abandoned = True
+        with suppress(Empty):
+            while True:
+                self._blocks.get_nowait()
+        self._blocks.put(None)
+        self._taken.put(0)
 
     def __iter__(self) -> Iterator[Tensor]:
-        while (block := self._next()) is not None:
+        while (block := self._next(self._blocks)) is not None:
+            self._taken.put(_size(block))
             yield block
 
-    def _next(self) -> Tensor | None:
-        with self._changed:
-            while not (self._blocks or self._ended or self._abandoned):
-                self._changed.wait(TICK)
-            if self._abandoned:
-                raise Gone
-            if not self._blocks:
-                return None
-            block = self._blocks.popleft()
-            self._held -= _size(block)
-            self._changed.notify_all()
-            return block
+    def _next(self, queue: SimpleQueue) -> Tensor | int | None:
+        while not self._abandoned:
+            with suppress(Empty):
+                item = queue.get(timeout=TICK)
+                if not self._abandoned:
+                    return item
+        raise Gone
 
 
 def _size(block: Tensor) -> int:

@@ -7,12 +7,12 @@ separator, so that a signal reaches it, else in a thread each.
 
 import atexit
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from threading import Condition, Thread
+from threading import Lock, Thread, get_ident
 
-from vocalremover.batch.flow import TICK, Gone
+from vocalremover.batch.flow import Gone
 from vocalremover.batch.jobs import Job
 from vocalremover.batch.ledger import Ledger
 from vocalremover.batch.results import Progress, Result, silent
@@ -21,6 +21,7 @@ from vocalremover.batch.work import Work
 from vocalremover.errors import UsageError
 from vocalremover.separate import Separator
 from vocalremover.staging import sweep
+from vocalremover.threads import Bell
 
 MOST_ENCODED = 8
 
@@ -62,7 +63,8 @@ class Crew:
         encoded = min(MOST_ENCODED, max(1, (os.cpu_count() or 1) // len(settings.stems)))
         self._most = songs * len(separators) if songs else 2 * len(separators) + encoded
         self._swept: set[Path] = set()
-        self._changed = Condition()
+        self._lock = Lock()
+        self._bells: dict[int, Bell] = defaultdict(Bell)  # of every thread that has waited for a change
         self._exhausted = False
         self._numbers: dict[Work, int] = {}  # all that is under way, with its place among the jobs
         self._waiting: deque[Work] = deque()
@@ -87,7 +89,7 @@ class Crew:
 
     def stop(self) -> None:
         """Ends whatever is under way and waits until nothing of it is left."""
-        with self._changed:
+        with self._lock:
             self._exhausted = True
             works = list(self._numbers)
         for work in works:
@@ -103,21 +105,21 @@ class Crew:
             for _ in self._separate(separator):
                 pass
         except BaseException as error:
-            with self._changed:
+            with self._lock:
                 self._broken = self._broken or error
-                self._changed.notify_all()
+                self._ring()
 
     def _separate(self, separator: Separator) -> Iterator[None]:
         """Takes one song after another through a network; yields often, for whoever has something else to look to."""
         while work := (yield from self._next_work(separator)):
-            while not work.ready.wait(TICK):
+            while (wanted := work.wanted()) is None:
                 yield
-            if work.wanted:
+            if wanted:
                 yield from work.separate(separator)
 
     def _next_work(self, separator: Separator) -> Generator[None, None, Work | None]:
         while True:
-            with self._changed:
+            with self._lock:
                 self._begin_more(separator)
                 if self._waiting:
                     work = self._waiting.popleft()
@@ -125,7 +127,7 @@ class Crew:
                     return work
                 if self._exhausted:
                     return None
-                self._changed.wait(TICK)
+            self._wait()
             yield
 
     def _begin_more(self, separator: Separator) -> None:
@@ -136,7 +138,7 @@ class Crew:
             number, job = next(self._jobs, (0, None))
             if job is None:
                 self._exhausted = True
-                self._changed.notify_all()
+                self._ring()
                 return
             for parent in {output.parent for output in job.outputs.values()} - self._swept:
                 self._swept.add(parent)
@@ -147,23 +149,32 @@ class Crew:
             work.start()
 
     def _end(self, work: Work, result: Result) -> None:
-        with self._changed:
+        with self._lock:
             self._finished[self._numbers.pop(work)] = result
-            self._changed.notify_all()
+            self._ring()
+
+    def _wait(self) -> None:
+        """Until something has changed since the last time, or a moment."""
+        self._bells[get_ident()].wait()
+
+    def _ring(self) -> None:
+        for bell in list(self._bells.values()):
+            bell.ring()
 
     def _is_busy(self) -> bool:
         """Waits a moment for something to be finished."""
-        with self._changed:
+        with self._lock:
             if self._broken:
                 raise self._broken
             busy = bool(self._numbers) or not self._exhausted
-            if busy and self._tellable() is None:
-                self._changed.wait(TICK)
-            return busy
+            idle = busy and self._tellable() is None
+        if idle:
+            self._wait()
+        return busy
 
     def _ready_results(self) -> Iterator[Result]:
         while True:
-            with self._changed:
+            with self._lock:
                 number = self._tellable()
                 if number is None:
                     return

@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Event, Lock, Thread
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 from time import perf_counter
 
 from torch import Tensor
@@ -25,6 +26,7 @@ from vocalremover.batch.results import Progress, Result, levels
 from vocalremover.errors import AudioError, UsageError, VocalRemoverError
 from vocalremover.separate import Separator
 from vocalremover.staging import Staging
+from vocalremover.threads import TICK
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ WRITE_BEHIND = 64 << 20
 
 
 class Work:
-    """One job under way. `ready` is set once it is known whether there is something to separate (`wanted`).
+    """One job under way.
 
     `on_end` is called with the Work and its result at the very end, in a thread of the Work's.
     """
@@ -46,8 +48,6 @@ class Work:
     ) -> None:  # fmt: skip
         """`separator` measures the song, where its model needs that."""
         self.job = job
-        self.ready = Event()
-        self.wanted = False
         self._separator = separator
         self._ledger = ledger
         self._settings = ledger.settings
@@ -57,6 +57,7 @@ class Work:
         self._stems = {stem: Flow(WRITE_BEHIND) for stem in job.outputs}
         self._peaks = dict.fromkeys(job.outputs, 0.0)
         self._warnings: list[str] = []
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
         self._failing = Lock()
         self._failure: Exception | None = None
         self._samples = 0
@@ -78,6 +79,13 @@ class Work:
             self._failure = self._failure or failure
         for flow in (self._song, *self._stems.values()):
             flow.abandon()
+
+    def wanted(self) -> bool | None:
+        """Whether there is something to separate, for the one who would; None where that is not known in a moment."""
+        try:
+            return self._wanted.get(timeout=TICK)
+        except Empty:
+            return None
 
     def separate(self, separator: Separator) -> Iterator[None]:
         """Runs the network over the song in the caller's thread; yields after every block. Only where `wanted`."""
@@ -120,7 +128,7 @@ class Work:
         duration, peaks = (self._samples / self._reader.rate, self._peaks) if state == "done" else (0.0, {})
         warnings = tuple(dict.fromkeys(self._warnings))
         self._on_end(self, Result(self.job, seconds, duration, warnings, error, state, self._device, peaks))
-        self.ready.set()
+        self._wanted.put(False)
 
     def _work(self) -> str:
         """The whole life of the job; returns its state. Raises whatever went wrong first, in whatever thread."""
@@ -183,8 +191,7 @@ class Work:
             blocks = self._progress(self._blocks(), self.job, "measuring", self._reader.samples)
             self._peak = self._separator.peak(blocks, self._reader.rate)
         self._ready_at = perf_counter()
-        self.wanted = True
-        self.ready.set()
+        self._wanted.put(True)
         tasks: dict[str, Callable[[], None]] = {
             stem: lambda stem=stem: self._write(stem, writers[stem]) for stem in writers
         }
