@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from vocalremover.audio import Encoding, read, write
 from vocalremover.batch import JOURNAL
+from vocalremover.cli import Stopped, _signals_stop
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 
@@ -164,6 +165,24 @@ def test_shards_side_by_side_do_all_songs_once(songs: Path, words: list[str]) ->
     code, records, _ = command(words)
     assert code == 0
     assert {record["state"] for record in records} == {"skipped"}
+
+
+def test_a_second_signal_leaves_the_tidying_alone_unless_the_first_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Final:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: lost.append(unraisable.exc_type))
+    before = signal.getsignal(signal.SIGTERM)
+    with _signals_stop():
+        Final()
+        assert lost == [Stopped]
+        with pytest.raises(Stopped) as tidying:
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert tidying.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from types import FrameType
+from weakref import ReferenceType, ref
 
 import click
 
@@ -94,12 +95,21 @@ def _sentence(error: OSError) -> str:
 
 @contextmanager
 def _signals_stop() -> Iterator[None]:
-    """While it lasts, ^C, a polite kill or a closed terminal raise Stopped; a second one leaves the tidying alone."""
+    """While it lasts, ^C, a polite kill or a closed terminal raise Stopped; a second one leaves the tidying alone.
+
+    What is raised in a finaliser or a library's callback is lost: a Stopped that is no more has to be raised again.
+    """
+    last: ReferenceType[Stopped] | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for other in replaced:
-            signal.signal(other, signal.SIG_IGN)
-        raise Stopped(128 + number)
+        nonlocal last
+        if last is None or last() is None:
+            stopped = Stopped(128 + number)
+            last = ref(stopped)
+            try:
+                raise stopped
+            finally:
+                del stopped  # its traceback holds this frame
 
     names = ("SIGINT", "SIGTERM", "SIGHUP") if current_thread() is main_thread() else ()
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
