@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -262,6 +263,17 @@ def test_what_is_left_out_is_left_out_of_a_prepared_cache_as_well(
         assert catalogue.problems == ("voices/ben.flac: left out, because it is validated on.",)
     with pytest.raises(InputError, match="no usable voice"):
         gather(Sources(held_out=("voices/",)), tmp_path / "cache")
+
+
+def test_some_are_drawn_more_often_and_others_less(sources: Sources, data: Path, tmp_path: Path) -> None:
+    for name in ("anna", "ben", "carl"):
+        save(data / f"voices/{name}.flac", noise(1, 1, 24 * RATE))
+    often = (("voices/anna", 3), ("voices/", 2), ("voices/ben", 0.25), ("backings/", 4), ("voices/nobody", 2))
+    sections = {"anna": 24, "ben": 2, "carl": 8, "drums": 4, "bass": 4}
+    for named in (sources, Sources()):
+        catalogue = gather(replace(named, often=often), tmp_path / "cache")
+        assert Counter(Path(track.source).stem for track in catalogue.voices + catalogue.backings) == sections
+        assert catalogue.problems == ("voices/nobody: no recording begins so, to be drawn more often or less.",)
 
 
 def known_crop(folder: Path) -> np.ndarray:

@@ -487,6 +487,11 @@ def test_songs_to_validate_on_must_be_there(folder: Path) -> None:
         find_songs(folder / "vocals")
 
 
+def sections(told: str) -> int:
+    """Of voices, as `train prepare` tells them."""
+    return int(told.rpartition(" voices, ")[0].split()[-1])
+
+
 def test_the_command_prepares_trains_and_tells_what_is_missing(
     command: Callable[..., Any], folder: Path, tmp_path: Path
 ) -> None:
@@ -500,6 +505,9 @@ def test_the_command_prepares_trains_and_tells_what_is_missing(
     assert trained.code == 0, trained.err
     assert trained.out.strip() == str(tmp_path / "run" / "best.safetensors")
     assert "validation" in trained.err
+    often = command("train", "prepare", "--cache", tmp_path / "cache", "--often", "vocals/=100", "--often", "x=y=2")
+    assert often.code == 0 and "warning: x=y: no recording begins so" in often.err
+    assert sections(often.err) == 100 * sections(prepared.err)
     validated = command(
         *words(tmp_path, tmp_path / "again", "thin", THIN, "--steps", "1", "--validation", songs), "--pairs", songs,
         "--vocals", folder / "vocals", "--instrumentals", folder / "instrumentals",
@@ -519,3 +527,6 @@ def test_the_command_prepares_trains_and_tells_what_is_missing(
     for size in ("inf", "nan", "1e300"):
         failed = command("train", "prepare", "--cache", tmp_path / "cache", "--cache-gb", size)
         assert failed.code == 2 and "is no size" in failed.err
+    for times in ("vocals/anna", "=3", "vocals=0", "vocals=nan", "vocals=1e9"):
+        failed = command("train", "prepare", "--cache", tmp_path / "cache", "--often", times)
+        assert failed.code == 2 and "PREFIX=TIMES" in failed.err

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vocalremover.training.train import Run
 
 FOLDER = click.Path(path_type=Path)
+MOST_OFTEN = 1000
 
 
 class Size(click.FloatRange):
@@ -38,6 +39,23 @@ class Size(click.FloatRange):
         if not math.isfinite(size * 1e9):
             self.fail(f"{size} is no size; write a number, or leave it out", param, ctx)
         return size
+
+
+class Often(click.ParamType):
+    """PREFIX=TIMES: the beginning of a path and a number of times above 0."""
+
+    name = "prefix=times"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Both, as click asks for them."""
+        beginning, _, times = str(value).rpartition("=")
+        try:
+            number = float(times)
+        except ValueError:
+            number = math.nan
+        if not beginning or not 0 < number <= MOST_OFTEN:
+            self.fail(f"{value!r} is no PREFIX=TIMES such as vocals/anna=4; up to {MOST_OFTEN} times", param, ctx)
+        return beginning, number
 
 
 def audio_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,6 +71,10 @@ def audio_options(command: Callable[..., None]) -> Callable[..., None]:
             "--data", type=FOLDER, metavar="DIR", help="A folder with a manifest.csv: columns path, kind and others."
         ),
         click.option("--held-out", multiple=True, metavar="PREFIX", help="Leave out paths that begin so."),
+        click.option(
+            "--often", multiple=True, type=Often(), metavar="PREFIX=TIMES",
+            help="Draw paths that begin so that many times as often.",
+        ),
         click.option("--cache", type=FOLDER, metavar="DIR", help="For decoded audio, about 10 MB a minute."),
         click.option("--cache-gb", type=Size(min=0), help="The most the cache may take.  [default: any]"),
         click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="For the audio."),
@@ -86,7 +108,8 @@ def audio_options(command: Callable[..., None]) -> Callable[..., None]:
 def command(
     context: click.Context, model: str | None, recipe: str | None, out: Path | None, start: str | None,
     instrumentals: tuple[Path, ...], vocals: tuple[Path, ...], pairs: tuple[Path, ...], data: Path | None,
-    held_out: tuple[str, ...], cache: Path | None, cache_gb: float | None, workers: int, validation: Path | None,
+    held_out: tuple[str, ...], often: tuple[tuple[str, float], ...], cache: Path | None, cache_gb: float | None,
+    workers: int, validation: Path | None,
     steps: int | None, minutes: float | None, mixing: str, precision: str | None, seed: int | None,
     compiled: bool | None, changes: tuple[str, ...], tensorboard: bool, device: str, quiet: bool,
 ) -> None:  # fmt: skip
@@ -111,7 +134,7 @@ def command(
         recipe, model, changes, steps=steps, minutes=minutes, precision=precision, seed=seed, compile=compiled
     )
     songs = tuple(find_songs(validation))
-    sources = Sources(instrumentals, vocals, pairs, data, held_out, judged=files_of(songs))
+    sources = Sources(instrumentals, vocals, pairs, data, held_out, often, judged=files_of(songs))
     with join_world(choose_device(device)) as world:
         speaking = world.first and not quiet
         catalogue = decode_together(sources, cache or out / "cache", cache_gb, workers, world, speaking)
@@ -129,14 +152,15 @@ def command(
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def prepare_command(
     instrumentals: tuple[Path, ...], vocals: tuple[Path, ...], pairs: tuple[Path, ...], data: Path | None,
-    held_out: tuple[str, ...], cache: Path | None, cache_gb: float | None, workers: int, verify: bool, quiet: bool,
+    held_out: tuple[str, ...], often: tuple[tuple[str, float], ...], cache: Path | None, cache_gb: float | None,
+    workers: int, verify: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Decodes audio into --cache once, so that no training has to wait for it, and says what cannot be used."""
     from vocalremover.dataset import Sources
 
     if cache is None:
         raise click.UsageError("--cache is missing: the folder for decoded audio")
-    sources = Sources(instrumentals, vocals, pairs, data, held_out)
+    sources = Sources(instrumentals, vocals, pairs, data, held_out, often)
     decode(sources, cache, cache_gb, workers, not quiet, verify)
     emit(cache)
 

@@ -43,7 +43,7 @@ def prepare(
         store.note(entry)
     usable = [recording for recording in recordings if _is_usable(recording, store, problems)]
     usable.extend(_melodies(usable, store) if sources.melodies else ())
-    catalogue = arrange(usable, store, tuple(problems))
+    catalogue = arrange(usable, store, tuple(problems), sources.often)
     page = credit(rows_of(usable, sources))
     _save(cache / "catalogue.json", usable, problems, page)
     return _drawable(replace(catalogue, credits=page))
@@ -52,7 +52,7 @@ def prepare(
 def load(cache: Path, leaving: Sources = EVERYTHING) -> Catalogue:
     """The catalogue that the cache was last prepared for, without a look at the sources. Raises InputError.
 
-    leaving: whose `held_out` and `judged` are left out, as are the melodies made of them.
+    leaving: whose `held_out` and `judged` are left out, as are the melodies made of them; its `often` counts.
     """
     saved, recordings = read_catalogue(cache), saved_recordings(cache)
     store, problems = Cache(cache), list(saved["problems"])
@@ -67,7 +67,7 @@ def load(cache: Path, leaving: Sources = EVERYTHING) -> Catalogue:
     gone = [recording for recording in left if not store.path(recording.name).exists()]
     problems.extend(f"{recording.source}: gone from the cache." for recording in gone)
     usable = [recording for recording in left if recording not in gone]
-    return replace(arrange(usable, store, tuple(problems)), credits=saved["credits"])
+    return replace(arrange(usable, store, tuple(problems), leaving.often), credits=saved["credits"])
 
 
 def _drawable(catalogue: Catalogue) -> Catalogue:

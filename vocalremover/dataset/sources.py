@@ -16,6 +16,7 @@ class Sources:
 
     held_out: beginnings of paths, as the manifest names them (or `folder/path` for folders), that are left out.
     judged: files of the songs to validate on, resolved; recordings made of them are left out as well.
+    often: beginnings of such paths, and how many times as often as by itself each is drawn, 0.5 being half as often.
     melodies: whether voices are joined by what `melody.add_melodies` made of them.
     Without any source, what the cache was last prepared for is taken, but for what is left out.
     """
@@ -25,6 +26,7 @@ class Sources:
     pairs: tuple[Path, ...] = ()
     manifest: Path | None = None
     held_out: tuple[str, ...] = ()
+    often: tuple[tuple[str, float], ...] = ()
     melodies: bool = True
     judged: frozenset[Path] = frozenset()
 

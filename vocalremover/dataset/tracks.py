@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,11 @@ class Catalogue:
         return tuple(track for track in self.voices if track.path in self.partners)
 
 
-def arrange(recordings: Sequence[Recording], store: Cache, problems: tuple[str, ...] = ()) -> Catalogue:
-    """Sort recordings into voices, backings and songs, cut into sections."""
+def arrange(
+    recordings: Sequence[Recording], store: Cache, problems: tuple[str, ...] = (),
+    often: tuple[tuple[str, float], ...] = (),
+) -> Catalogue:  # fmt: skip
+    """Sort recordings into voices, backings and songs, cut into sections; `often` as in Sources."""
     lengths: dict[Path, int] = {}  # of songs: their stems are cut alike, so they have to be equally long
     for recording in recordings:
         if recording.kind == "multitrack":
@@ -94,18 +98,25 @@ def arrange(recordings: Sequence[Recording], store: Cache, problems: tuple[str, 
     singers = [track for track in voices if _is_stem(track, "vocals")]
     songs = [(track, partners[Path(track.source).parent]) for track in singers if Path(track.source).parent in partners]
     return Catalogue(
-        tuple(section for track in voices for section in sections(track, VOICE_SECONDS)),
-        tuple(section for track in backings for section in sections(track, BACKING_SECONDS)),
-        tuple(songs), problems,
+        tuple(section for track in voices for section in sections(track, VOICE_SECONDS, often)),
+        tuple(section for track in backings for section in sections(track, BACKING_SECONDS, often)),
+        tuple(songs), problems + tuple(_unmatched(often, tracks)),
     )  # fmt: skip
 
 
-def sections(track: Track, seconds: dict[str, int]) -> Iterator[Track]:
+def sections(track: Track, seconds: dict[str, int], often: tuple[tuple[str, float], ...] = ()) -> Iterator[Track]:
     """The track in as many sections as it should be drawn in an epoch, at least one."""
     share = HARD_SHARE if HARD in track.flags else 1
-    parts = max(1, round(share * track.samples / RATE / seconds[track.kind]))
+    times = prod(times for beginning, times in often if track.source.startswith(beginning))
+    parts = max(1, round(times * max(1, round(share * track.samples / RATE / seconds[track.kind]))))
     for part in range(parts):
         yield replace(track, part=part, parts=parts)
+
+
+def _unmatched(often: tuple[tuple[str, float], ...], tracks: Sequence[Track]) -> Iterator[str]:
+    for beginning, _ in often:
+        if not any(track.source.startswith(beginning) for track in tracks):
+            yield f"{beginning}: no recording begins so, to be drawn more often or less."
 
 
 def _is_stem(track: Track, stem: str) -> bool:
