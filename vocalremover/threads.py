@@ -36,7 +36,7 @@ class Aside:
     def end(self) -> None:
         """Waits until all that was begun is done; may be called again."""
         if self._calls is not None:
-            self.begin(bool)()
+            self.begin(lambda: None)()  # the last in the order
             calls, self._calls = self._calls, None
             calls.put(None)
 
