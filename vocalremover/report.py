@@ -77,6 +77,8 @@ class Page:
         self._drawn.append(self._thread.begin(self._draw, result, len(self._drawn) + 1))
 
     def _draw(self, result: Result, number: int) -> None:
+        if self._stopped:
+            return
         with _told(self.path):
             self._songs.write(_song(result, number, self.path.parent, self._unless_stopped).encode())
 
