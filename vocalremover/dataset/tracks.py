@@ -79,8 +79,7 @@ class Catalogue:
 
 
 def arrange(
-    recordings: Sequence[Recording], store: Cache, problems: tuple[str, ...] = (),
-    often: tuple[tuple[str, float], ...] = (),
+    recordings: Sequence[Recording], store: Cache, problems: tuple[str, ...], often: tuple[tuple[str, float], ...]
 ) -> Catalogue:  # fmt: skip
     """Sort recordings into voices, backings and songs, cut into sections; `often` as in Sources."""
     lengths: dict[Path, int] = {}  # of songs: their stems are cut alike, so they have to be equally long
@@ -104,7 +103,7 @@ def arrange(
     )  # fmt: skip
 
 
-def sections(track: Track, seconds: dict[str, int], often: tuple[tuple[str, float], ...] = ()) -> Iterator[Track]:
+def sections(track: Track, seconds: dict[str, int], often: tuple[tuple[str, float], ...]) -> Iterator[Track]:
     """The track in as many sections as it should be drawn in an epoch, at least one."""
     share = HARD_SHARE if HARD in track.flags else 1
     times = prod(times for beginning, times in often if track.source.startswith(beginning))
