@@ -231,6 +231,10 @@ def test_a_full_cache_says_so_and_strangers_make_room(sources: Sources, data: Pa
     assert {voice.source for voice in catalogue.voices} == {"voices/anna.flac"}
     assert any("the cache is full: 1 files" in problem for problem in catalogue.problems)
     assert "voices/ben.flac: no room in the cache." in catalogue.problems
+    (data / "backings/drums.flac").symlink_to(data / "backings/new.flac")  # which the journal still knows
+    catalogue = gather(sources, cache, limit_bytes=limit)
+    assert "backings/drums.flac: no room in the cache." in catalogue.problems
+    assert all(track.path.exists() for track in catalogue.voices + catalogue.backings)
 
 
 def test_a_cache_serves_without_its_sources(sources: Sources, data: Path, tmp_path: Path) -> None:
@@ -293,6 +297,7 @@ def test_a_manifest_tells_kinds_flags_and_what_is_held_out(data: Path, tmp_path:
     lines = [("vocals/wide.flac", "singing", ""), ("backings/drums.flac", "instrumental", "mono voice-like-lead"),
              ("backings/more/bass.wav", "instrumental", ""), ("gone.flac", "speech", ""),
              ("validation/x/vocals.flac", "validation", "")]  # fmt: skip
+    lines += [("voices/anna.flac", "vocals", ""), ("voices/ben.flac",)]
     with (data / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "kind", "flags"), *lines])
     sources = Sources(manifest=data, held_out=("backings/more",))
@@ -300,7 +305,9 @@ def test_a_manifest_tells_kinds_flags_and_what_is_held_out(data: Path, tmp_path:
     assert [(voice.source, voice.kind) for voice in catalogue.voices] == [("vocals/wide.flac", "singing")]
     assert {track.flags for track in catalogue.backings} == {("mono", "voice-like-lead")}
     assert np.load(catalogue.voices[0].path).shape == (1, SAMPLES), "voices are mono"
-    assert len(catalogue.problems) == 1 and "gone.flac" in catalogue.problems[0]
+    told = {problem.split(":")[0]: problem for problem in catalogue.problems}
+    assert told.keys() == {"gone.flac", "voices/anna.flac", "voices/ben.flac"}
+    assert "of kind vocals" in told["voices/anna.flac"] and "of kind nothing" in told["voices/ben.flac"]
     assert "drums" in catalogue.credits and "bass" not in catalogue.credits
 
 

@@ -246,6 +246,14 @@ def test_a_run_that_only_breaks_ends_with_the_batch_described(
         list(train(make_run(read_recipe("thin", changes=[*THIN, "patience=3"], steps=9)), CPU))
 
 
+def test_a_batch_that_memory_has_no_room_for_is_told(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(losses.LOSSES, "magnitude", lambda e: torch.empty(1 << 60))
+    with pytest.raises(TrainingError, match="out of memory with batches of 2, 32 frames each"):
+        list(train(make_run(read_recipe("thin", changes=THIN, steps=1)), CPU))
+
+
 def test_a_level_that_lets_nothing_through_is_told_once(make_run: Callable[..., Run], tmp_path: Path) -> None:
     recipe = read_recipe("compact", changes=COMPACT, steps=3)
     network = recipe.spec().build("cpu")
@@ -309,6 +317,18 @@ def test_fine_tuning_begins_with_a_checkpoint_and_keeps_what_is_frozen(make_run:
     assert changed and not any(name.startswith("encoder.") for name in changed)
     with pytest.raises(UsageError, match="holds a primer network"):
         list(train(make_run(read_recipe("thin", changes=THIN, steps=1), "other", start=str(best)), CPU))
+
+
+def test_processes_that_find_different_states_do_not_go_on(make_run: Callable[..., Run]) -> None:
+    """As where the machines of a run do not share its folder, so that the other one would begin anew."""
+
+    class Apart(World):
+        def gather(self, items: Sequence[int]) -> list[int]:
+            return [*items, 0]
+
+    list(train(make_run(read_recipe("thin", changes=THIN, steps=1)), CPU))
+    with pytest.raises(TrainingError, match="a folder they share"):
+        list(train(make_run(read_recipe("thin", changes=THIN, steps=2)), Apart(0, 1, CPU.device)))
 
 
 def test_processes_learn_at_the_rate_of_a_common_clock(

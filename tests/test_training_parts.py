@@ -109,6 +109,7 @@ def test_a_written_recipe_reads_the_same(tmp_path: Path) -> None:
         ("stages.0.frames=many", "recipe.stages.0.frames must be a int"),
         ("stages.0.batch=0", "at least"),
         ("stages.5.batch=1", "leads nowhere"),
+        ("stages={batch: 1}", "recipe.stages must be a list"),
         ("kind=gam", "must be one of supervised, pretrain, gan"),
         ("losses.magnitude=much", "must be a float"),
         ("model=v99", "there is no model 'v99'"),
@@ -510,6 +511,16 @@ def test_a_run_that_goes_on_follows_the_recipe_of_today(tmp_path: Path, muon: bo
     for group in later.players["network"].optimizer.param_groups:
         assert (group["weight_decay"], tuple(group["betas"]), group["share"]) == (0.5, (0.8, 0.9), 1.0)
         assert not muon or group["ratio"] == pytest.approx(0.01 / 1e-4)
+
+
+@pytest.mark.parametrize("precisions", [("bf16", "fp16"), ("fp16", "fp32"), ("fp16", "fp16")])
+def test_a_run_may_go_on_in_another_precision(tmp_path: Path, precisions: tuple[str, str]) -> None:
+    states = []
+    for precision in precisions:
+        player = make_player(small_network(), Optimiser(), precision, CPU, False)
+        states.append(State({"network": player}, copy_weights(player.network), step=len(states)))
+    save_state(states[0], tmp_path / "last.pt")
+    assert load_state(states[1], tmp_path / "last.pt") and states[1].step == 0
 
 
 def test_a_log_forgets_steps_that_will_be_taken_again(tmp_path: Path) -> None:

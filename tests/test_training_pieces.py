@@ -289,6 +289,39 @@ def test_a_piece_without_time_saves_where_it_stands(command: Callable, cache: Pa
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 0
 
 
+def test_a_size_that_memory_has_no_room_for_costs_nothing_else(
+    command: Callable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(piece: pieces.Piece, world: object, batch: int) -> pieces.Speed:
+        return pieces.Speed(batch, 1.0, 1.0) if batch < 64 else torch.empty(1 << 60)
+
+    monkeypatch.setattr(pieces, "measure", measured)
+    done = command(*words(cache, tmp_path / "run", 2), "--measure", 0.01, "--batch", 64, "--compile-limit", 0)
+    report = json.loads(done.out)
+    assert done.code == 0 and report["steps"] == 2
+    assert [speed["batch"] for speed in report["speeds"]] == [2] and report["too_large"] == [64]
+
+
+def test_a_state_is_joined_whole_or_again(command: Callable, cache: Path, tmp_path: Path) -> None:
+    shipped, out = tmp_path / "shipped", tmp_path / "second"
+    assert command(*words(cache, tmp_path / "first", 1, "--ship", shipped)).code == 0
+    part = next(shipped.glob("best.safetensors*"))
+    held = part.read_bytes()
+    part.write_bytes(held[:-1])
+    assert command(*words(cache, out, 2, "--join", shipped)).code != 0
+    assert not (out / "last.pt").exists(), "or nothing more would be joined"
+    part.write_bytes(held)
+    assert "best.safetensors" in command(*words(cache, out, 2, "--join", shipped)).err
+
+
+def test_a_cache_without_a_backing_is_refused(command: Callable, cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache, tmp_path / "cache")
+    for track in load(cache).backings:
+        (tmp_path / "cache" / track.path.name).unlink(missing_ok=True)
+    failed = command(*words(tmp_path / "cache", tmp_path / "run", 1))
+    assert failed.code != 0 and "no usable backing" in failed.err
+
+
 def test_a_piece_that_is_stopped_ships_and_tells_so(
     command: Callable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,21 @@ def test_a_harmony_sings_at_the_same_time(catalogue: Catalogue) -> None:
     assert harmony.speed != lead.speed
 
 
+@pytest.mark.parametrize("interval", [-5, 0.1, 4, 12])
+def test_a_harmony_is_heard_where_the_lead_is(tmp_path: Path, interval: float) -> None:
+    """A burst of noise late in a recording, whatever the harmony needs beside what is heard of it."""
+    tape = np.zeros((1, 30 * RATE), np.int16)
+    tape[:, 20 * RATE : 20 * RATE + RATE // 10] = 5000 * np.sign(np.random.default_rng(0).standard_normal(RATE // 10))
+    np.save(tmp_path / "burst.npy", tape)
+    lead = Part(Track(tmp_path / "burst.npy", "burst", "singing", samples=tape.shape[1]), start=0.7)
+    heard = []
+    for part in (lead, replace(lead, speed=interval, tempo=2 ** (-interval / 12))):
+        sound = np.abs(render(Mix((part,), ()), 4 * RATE)[1]).sum(axis=0)
+        heard.append(np.average(np.arange(sound.size), weights=sound**2) / RATE)
+    assert heard[0] == pytest.approx(20.05 - 0.7 * 26, abs=0.01)
+    assert heard[1] == pytest.approx(heard[0], abs=0.05), "of which the vocoder makes some"
+
+
 def test_examples_have_numbers(catalogue: Catalogue) -> None:
     mixes = Mixes(catalogue, 4, RATE // 2)
     assert mixes.mix(5) == draw(catalogue, 4, 2, 1)

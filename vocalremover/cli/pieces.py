@@ -95,7 +95,8 @@ def piece_command(
     if parcels is not None:
         unpack(parcels, cache, workers, quiet)
     if parts is not None and not (out / "last.pt").exists():
-        joined = [name for name in SHIPPED if join(parts, out / name)]
+        last = sorted(SHIPPED, key=lambda name: name == "last.pt")  # by which one knows that all of them are there
+        joined = [name for name in last if join(parts, out / name)]
         say(f"joined {', '.join(joined) or 'nothing'}", -1 if quiet else 0)
     how = read_recipe(recipe, model, changes, minutes=total_minutes)
     how = replace(how, save_minutes=save_minutes)

@@ -34,14 +34,15 @@ def prepare(
     """
     store = Cache(cache)
     if not sources.given:
-        return _drawable(load(cache, sources))
+        return load(cache, sources)
     recordings, problems = list_recordings(sources)
     missing = [recording for recording in recordings if store.find(recording, verify) is None]
     chosen = list(_fitting(missing, recordings, store, limit_bytes, problems))
     entries = _decoded(chosen, cache, workers)
     for entry in progress(entries, len(chosen)) if progress else entries:
         store.note(entry)
-    usable = [recording for recording in recordings if _is_usable(recording, store, problems)]
+    out = {recording.name for recording in missing} - {recording.name for recording in chosen}  # the journal knows some
+    usable = [r for r in recordings if r.name not in out and _is_usable(r, store, problems)]
     usable.extend(_melodies(usable, store) if sources.melodies else ())
     catalogue = arrange(usable, store, tuple(problems), sources.often)
     page = credit(rows_of(usable, sources))
@@ -50,9 +51,10 @@ def prepare(
 
 
 def load(cache: Path, leaving: Sources = EVERYTHING) -> Catalogue:
-    """The catalogue that the cache was last prepared for, without a look at the sources. Raises InputError.
+    """The catalogue that the cache was last prepared for, without a look at the sources.
 
-    leaving: whose `held_out` and `judged` are left out, as are the melodies made of them; its `often` counts.
+    leaving: whose `held_out` and `judged` are left out, as are the melodies made of them; its `often` counts. Raises
+    InputError where the cache was never prepared, or no voice or no backing is left.
     """
     saved, recordings = read_catalogue(cache), saved_recordings(cache)
     store, problems = Cache(cache), list(saved["problems"])
@@ -67,7 +69,7 @@ def load(cache: Path, leaving: Sources = EVERYTHING) -> Catalogue:
     gone = [recording for recording in left if not store.path(recording.name).exists()]
     problems.extend(f"{recording.source}: gone from the cache." for recording in gone)
     usable = [recording for recording in left if recording not in gone]
-    return replace(arrange(usable, store, tuple(problems), leaving.often), credits=saved["credits"])
+    return _drawable(replace(arrange(usable, store, tuple(problems), leaving.often), credits=saved["credits"]))
 
 
 def _drawable(catalogue: Catalogue) -> Catalogue:

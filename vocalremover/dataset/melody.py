@@ -103,7 +103,7 @@ def add_melodies(
     for entry in progress(made, len(todo)) if progress else made:
         used += entry.size
         if limit_bytes is not None and used > limit_bytes:
-            store.path(entry.name).unlink()
+            store.path(entry.name).unlink(missing_ok=True)  # which one that cannot be sung has not
             break
         store.note(entry)
         new.append(entry)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vocalremover.dataset.cache import Recording, digest, entry_name
 from vocalremover.dataset.credits import read_rows
+from vocalremover.dataset.tracks import KINDS
 from vocalremover.errors import InputError
 from vocalremover.evaluate.multitracks import audio_files, find_multitracks
 
@@ -71,7 +72,7 @@ def rows_of(recordings: Iterable[Recording], sources: Sources) -> list[dict[str,
 
 def _listed(sources: Sources, problems: list[str]) -> Iterator[Recording]:
     if sources.manifest:
-        yield from _from_manifest(sources.manifest, sources.held_out)
+        yield from _from_manifest(sources.manifest, sources.held_out, problems)
     for folders, kind in ((sources.vocals, "singing"), (sources.instrumentals, "instrumental")):
         for folder in folders:
             files = _present(folder, problems)
@@ -91,13 +92,17 @@ def _listed(sources: Sources, problems: list[str]) -> Iterator[Recording]:
                 yield Recording(entry_name(f"{place}/{stem}"), f"{place}/{stem}", "multitrack", parts)
 
 
-def _from_manifest(manifest: Path, held_out: tuple[str, ...]) -> Iterator[Recording]:
+def _from_manifest(manifest: Path, held_out: tuple[str, ...], problems: list[str]) -> Iterator[Recording]:
     path = _table(manifest)
     if not path.exists():
         raise InputError(f"{path} is missing: it must list the training files with the columns path and kind.")
     for row in read_rows(path, held_out):
-        mono = row["path"].startswith("vocals/")
-        yield _recording(row["path"], row["kind"], path.parent / row["path"], mono, tuple(row.get("flags", "").split()))
+        if row["kind"] not in KINDS:
+            kind = row["kind"] or "nothing"
+            problems.append(f"{row['path']}: is of kind {kind}, which is none of {', '.join(KINDS)}.")
+            continue
+        mono, flags = row["path"].startswith("vocals/"), tuple((row.get("flags") or "").split())
+        yield _recording(row["path"], row["kind"], path.parent / row["path"], mono, flags)
 
 
 def _table(manifest: Path) -> Path:

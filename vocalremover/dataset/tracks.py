@@ -13,6 +13,7 @@ from vocalremover.dataset.cache import FULL_SCALE, RATE, Cache, Recording
 # A recording is drawn once an epoch for every so many seconds: singing teaches most, so its sections are the shortest.
 VOICE_SECONDS = {"singing": 6, "melody": 12, "syllables": 15, "speech": 15, "multitrack": 15}
 BACKING_SECONDS = {"instrumental": 30, "multitrack": 30}
+KINDS = tuple(VOICE_SECONDS | BACKING_SECONDS)  # of recordings
 HARD = "voice-like-lead"  # the flag of instrumentals that are taken for voices; drawn HARD_SHARE times as often
 HARD_SHARE = 2
 
@@ -38,11 +39,9 @@ class Track:
         """Where a crop begins: `start` is 0..1 of the section's share of all places, negative in a track too short."""
         return int((self.part + start) / self.parts * (total - samples))
 
-    def crop(self, start: float, samples: int) -> np.ndarray:
-        """float32 `[channels, samples]`; a track that is shorter lies somewhere in zeros."""
-        stored = np.load(self.path, mmap_mode="r")
-        stored = stored[:, : self.samples]
-        first = self.first(start, samples, stored.shape[1])
+    def crop(self, first: int, samples: int) -> np.ndarray:
+        """float32 `[channels, samples]` from a sample on, which may lie before the track; zeros beyond its ends."""
+        stored = np.load(self.path, mmap_mode="r")[:, : self.samples]
         taken = stored[:, max(first, 0) : max(first, 0) + samples].astype(np.float32) / FULL_SCALE
         before = max(-first, 0)
         return np.pad(taken, ((0, 0), (before, samples - before - taken.shape[1])))

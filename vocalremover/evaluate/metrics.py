@@ -117,8 +117,10 @@ class Meter:
 
 
 def _scale_invariant(product: float, estimate: float, reference: float) -> float:
-    """From the energies of both and their product."""
+    """From the energies of both and their product. Silence, and what else has nothing of the reference, has -inf."""
     target = product**2 / reference if reference else 0.0
+    if reference and not target:
+        return -math.inf
     return _decibels(target, max(estimate - target, 0.0))
 
 

@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from vocalremover.dataset import Catalogue
+from vocalremover.devices import memory_permitting
 from vocalremover.errors import VocalRemoverError
 from vocalremover.models import ModelSpec
 from vocalremover.training.batches import Batch, load_batches, make_batch
@@ -87,7 +88,7 @@ def run_piece(piece: Piece, world: World, stopping: Callable[[], bool] = lambda:
     run, began = piece.run, time.monotonic()
     own = run.recipe.stages[0].batch
     sizes = [*(batch for batch in dict.fromkeys(piece.batches) if batch != own), own]
-    speeds = [measure(piece, world, batch) for batch in sizes] if piece.seconds else []
+    speeds = list(_measured(piece, world, sizes)) if piece.seconds else []
     compiling = run.recipe.compile
     if speeds and piece.compiling:
         compiling = (speeds[-1].compiled or 0.0) > GAIN * speeds[-1].learning
@@ -95,6 +96,7 @@ def run_piece(piece: Piece, world: World, stopping: Callable[[], bool] = lambda:
     report: Line = {
         "report": describe_machine(world.device), "compiled": compiling, **describe_audio(run.catalogue),
         "speeds": [vars(speed) | {"best": speed.best} for speed in speeds],
+        "too_large": sorted({*sizes} - {speed.batch for speed in speeds}) if piece.seconds else [],
         "measured_seconds": time.monotonic() - began,
     }  # fmt: skip
     deadline, stamp, saving, lines = Deadline(piece.ends), _stamp(run.out), 0.0, []
@@ -111,6 +113,13 @@ def run_piece(piece: Piece, world: World, stopping: Callable[[], bool] = lambda:
     report["left_behind"] = ship(run.out, piece.ship, piece.part)
     _write_report(report, piece.ship or run.out)
     yield report
+
+
+def _measured(piece: Piece, world: World, sizes: list[int]) -> Iterator[Speed]:
+    """The speed at every size that memory has room for."""
+    for batch in sizes:
+        with memory_permitting():
+            yield measure(piece, world, batch)
 
 
 def measure(piece: Piece, world: World, batch: int) -> Speed:

@@ -211,7 +211,7 @@ def read_recipe(
         tree = _load(str(name_or_path))
     if model is not None:
         tree["model"] = model
-    tree |= {key: value for key, value in settings.items() if value is not None}
+    tree = {"stages": [{}]} | tree | {key: value for key, value in settings.items() if value is not None}
     for change in changes:
         _change(tree, change)
     return from_table(Recipe, tree, "recipe")

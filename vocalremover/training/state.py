@@ -73,7 +73,8 @@ def load_state(state: State, path: Path) -> bool:
             held = content["players"][name]
             player.network.load_state_dict(held["network"])
             player.optimizer.load_state_dict(_with_settings(held["optimizer"], player.optimizer))
-            player.scaler.load_state_dict(held["scaler"])
+            if held["scaler"]:  # of a precision that needs none there is nothing to know
+                player.scaler.load_state_dict(held["scaler"])
         if content["averaged"].keys() != state.averaged.keys():
             raise KeyError("averaged")
         for name, value in content["averaged"].items():

@@ -7,6 +7,7 @@ audio was used. The same command goes on with what the folder holds.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from vocalremover import checkpoint
 from vocalremover.dataset import Catalogue
-from vocalremover.devices import choose_precision
+from vocalremover.devices import choose_precision, lacks_memory
 from vocalremover.errors import TrainingError, UsageError
 from vocalremover.evaluate.multitracks import Multitrack
 from vocalremover.models import ModelSpec
@@ -57,6 +58,8 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
     """
     spec, state = begin(run, world)
     resumed = load_state(state, run.out / "last.pt")
+    if len(set(world.gather([state.step]))) > 1:
+        raise TrainingError(f"not all processes find the same {run.out / 'last.pt'}: --out must be a folder they share")
     if not resumed and run.start is None:
         calibrate(state, run, spec, world)
     shelf = Shelf(run.out, run.recipe, spec, world, state.step, run.catalogue.credits, run.tensorboard)
@@ -73,7 +76,8 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
             tally.saving = shelf.store(state)
         if over or hurry:
             return
-        losses, numbers, norm, rate = advance(run, state, stage, batches, spec, world)
+        with fitting(stage):
+            losses, numbers, norm, rate = advance(run, state, stage, batches, spec, world)
         tally.add(losses, norm, rate, len(numbers) * world.size, broken=state.broken[1] > 0)
         if state.broken[1]:
             line = describe(run, spec, stage, state, world.size, world.gather(numbers))
@@ -139,6 +143,20 @@ def learning_precision(name: str, device: torch.device, spec: ModelSpec) -> str:
     if auto and torch.cuda.get_device_capability(device) >= RANGE_CAPABILITY:
         return "bf16"
     return choose_precision(name, device, spec.coarsest)
+
+
+@contextmanager
+def fitting(stage: Stage) -> Iterator[None]:
+    """TrainingError where memory runs out in a step."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory with batches of {stage.batch}, {stage.frames} frames each: give the stage half the batch "
+            "and twice the accumulation, which learn the same"
+        ) from error
 
 
 @torch.no_grad()

@@ -82,13 +82,13 @@ class Sheet:
 @dataclass(frozen=True)
 class Block:
     """Rows that are cut out together, in the order in which they lie. name: "plain" or "stretched"; cuts: (first row,
-    row behind the last, samples that are cut, samples that these become); reads: (row, track, start, samples) of every
-    part, for those who read from disk."""
+    row behind the last, samples that are cut, samples that these become); reads: (row, track, first sample, samples) of
+    every part, for those who read from disk."""
 
     name: str
     rows: int
     cuts: tuple[tuple[int, int, int, int], ...]
-    reads: tuple[tuple[int, Track, float, int], ...]
+    reads: tuple[tuple[int, Track, int, int], ...]
 
     @property
     def longest(self) -> int:
@@ -138,7 +138,7 @@ def make_plan(mixes: Sequence[Mix], samples: int, places: Places | None = None) 
         chosen = [number for number, part in enumerate(parts) if DRAWN[name](part)]
         if chosen:
             cuts = {number: _cut(parts[number], samples) for number in chosen}
-            blocks.append(_block(name, parts, found, cuts, rows, arrays, places is None))
+            blocks.append(_block(name, parts, samples, found, cuts, rows, arrays, places is None))
     channels = tuple(sorted({place.channels for place in found}))
     noises, rooms = {}, {}
     for count in channels:
@@ -165,6 +165,11 @@ def _cut(part: Part, samples: int) -> tuple[int, int]:
     return (needed if part.speed == 0 else fast_length(round(needed * 2 ** (part.speed / 12)))), needed
 
 
+def _heard(part: Part, samples: int) -> int:
+    """How much of the recording is heard in the end: as much of a voice as of its harmony, which is cut out longer."""
+    return round(samples * part.tempo * 2 ** (part.speed / 12))
+
+
 @lru_cache
 def fast_length(least: int) -> int:
     """The smallest product of twos, threes and fives that is at least so many: Fourier transforms like such lengths."""
@@ -173,7 +178,7 @@ def fast_length(least: int) -> int:
 
 
 def _block(
-    name: str, parts: Sequence[Part], found: Sequence[Place], cuts: Mapping[int, tuple[int, int]],
+    name: str, parts: Sequence[Part], samples: int, found: Sequence[Place], cuts: Mapping[int, tuple[int, int]],
     rows: dict[int, int], arrays: dict[str, np.ndarray], reading: bool,
 ) -> Block:  # fmt: skip
     """Lay the parts' channels in rows, those of equal cuts together; tells `rows` and `arrays` where they are."""
@@ -183,7 +188,7 @@ def _block(
         part, place, (before, after) = parts[number], found[number], cuts[number]
         row = rows[number] = len(bounds)
         stored = place.samples if part.track.samples is None else min(part.track.samples, place.samples)
-        first = part.track.first(part.start, before, stored)
+        first = part.track.first(part.start, _heard(part, samples), stored)
         for channel in range(place.channels):
             low = place.offset + channel * place.samples
             bounds.append((low + first, low, low + stored))
@@ -192,7 +197,7 @@ def _block(
         else:
             runs.append((row, len(bounds), before, after))
         if reading:
-            reads.append((row, part.track, part.start, before))
+            reads.append((row, part.track, first, before))
     arrays[f"{name}/bounds"] = np.array(bounds).T.copy()
     return Block(name, len(bounds), tuple(runs), tuple(reads))
 

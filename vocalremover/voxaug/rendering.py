@@ -103,8 +103,8 @@ def _crops(block: Block, sheet: dict[str, Tensor], device: torch.device, tapes: 
         crops = tapes.crop(sheet[f"{block.name}/bounds"], block.longest)
     else:
         crops = torch.zeros(block.rows, block.longest)
-        for row, track, start, samples in block.reads:
-            audio = torch.from_numpy(track.crop(start, samples))
+        for row, track, first, samples in block.reads:
+            audio = torch.from_numpy(track.crop(first, samples))
             crops[row : row + audio.shape[0], :samples] = audio
         crops = crops.to(device)
     sped = crops.new_zeros(block.rows, max(after for _, _, _, after in block.cuts))
