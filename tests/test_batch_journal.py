@@ -48,6 +48,16 @@ def test_what_is_done_is_skipped_and_not_touched(make_song: Make, settings: Sett
     assert list(again.record()["outputs"]) == ["vocals", "instrumental"]
 
 
+def test_stems_are_no_songs_where_their_folder_was_moved(make_song: Make, tmp_path: Path) -> None:
+    folder = make_song("music/song.wav").parent
+    list(batch.run(batch.plan([folder], Settings()), FakeSeparator(), Settings()))
+    moved = folder.rename(tmp_path / "songs")
+    (job,) = batch.plan([moved], Settings(out=tmp_path / "out"))
+    assert job.input == moved / "song.wav"
+    (moved / "song.wav").unlink()
+    assert len(batch.plan([moved], Settings(out=tmp_path / "out"))) == 2, "without the song they are what there is"
+
+
 def test_a_model_is_described_where_stems_exist(make_song: Make, settings: Settings) -> None:
     """Not before: its weights are read for that."""
     jobs = batch.plan([make_song()], settings)

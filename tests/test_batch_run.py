@@ -136,6 +136,25 @@ def test_a_bug_in_a_worker_ends_the_run_and_is_told(tmp_path: Path) -> None:
     assert threads_of_ours() == hidden(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("refused", ["song.wav: vocals", "song.wav: reading"])
+def test_a_song_fails_where_the_system_has_no_more_threads(
+    make_song: Make, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    whole = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.endswith(refused):
+            raise RuntimeError("can't start new thread")
+        whole(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr("vocalremover.batch.work.WRITE_BEHIND", 1000)
+    song = make_song("song.wav")
+    (result,) = batch.run(batch.plan([song], Settings()), FakeSeparator(), Settings())
+    assert result.state == "failed" and "can't start new thread" in result.error
+    assert list(song.parent.iterdir()) == [song]
+
+
 def test_a_stem_that_the_model_does_not_give_is_refused() -> None:
     settings = Settings(stems=("drums",))
     with pytest.raises(UsageError, match=r"no stem 'drums'.*vocals, instrumental"):

@@ -33,6 +33,12 @@ def test_a_tree_is_walked_only_when_asked_and_never_into_hidden_folders(tree: Pa
     assert found(tree, recursive=True) == ["b.wav", "a/z.wav", "a/deep/x.mp3"]
 
 
+def test_an_empty_name_is_not_the_folder_one_is_in(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    with pytest.raises(UsageError, match="an input is empty"):
+        found(tree, "")
+
+
 def test_the_tree_is_repeated_below_the_output_folder(tree: Path) -> None:
     out = tree.parent / "out"
     jobs = batch.plan([tree], Settings(out=out, stems=("vocals",)), recursive=True)

@@ -217,6 +217,18 @@ def test_the_recommended_command_can_be_pasted(tiny_model: Path, tmp_path: Path)
     assert words.startswith(f"OMP_NUM_THREADS={more.threads} vocalremover separate SONG -m ")
 
 
+def test_where_a_shell_takes_no_variables_the_command_has_none(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(Wanted(str(tiny_model), "cpu"))
+    more = replace(bench.base, threads=bench.base.threads + 1)
+    bench.trials = [Trial(more, "ok", song=1.0, seconds=1.0)]
+    monkeypatch.setattr("vocalremover.cli.bench.os.name", "nt")
+    told = sentence(bench)
+    assert told.startswith("On this machine: vocalremover separate SONG ")
+    assert f" with OMP_NUM_THREADS={more.threads} is fastest" in told
+
+
 # The plan
 
 

@@ -209,7 +209,7 @@ def test_a_header_may_begin_like_another_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", MODELS.values(), ids=lambda recipe: recipe.name)
 def test_every_recipe_is_recognised_by_its_shapes(recipe: ModelSpec) -> None:
     shapes = {key: tuple(tensor.shape) for key, tensor in recipe.build("meta").state_dict().items()}
-    told = recognition.recognise(shapes)
+    told = recognition.match(shapes)
     assert told.network == recipe.network
     assert recipe.args.items() <= told.args.items()
 
@@ -614,7 +614,7 @@ def test_a_known_file_name_needs_no_yaml(tmp_path: Path, monkeypatch: pytest.Mon
     """Its hop, windows and stems are those of the recipe, unless its tensors are of another size."""
     network, args = ROFORMERS["bs_msst"]
     recipe = replace(
-        MODELS["bs_roformer_937"], args=recognition.recognise(shapes(network, args)).args | {"stft_hop_length": 50},
+        MODELS["bs_roformer_937"], args=recognition.match(shapes(network, args)).args | {"stft_hop_length": 50},
         stft=STFT(128, 50, pad_mode="reflect"), filename="famous.ckpt", instruments=("a", "b"), chunking=Chunking(999),
     )  # fmt: skip
     monkeypatch.setitem(MODELS, "famous", recipe)

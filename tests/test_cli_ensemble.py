@@ -157,6 +157,7 @@ def test_a_yaml_for_each_model(command: Command, make_song: Command, loaded: dic
         "--files -o out.wav b.wav --quality best",
         "--files -o out.wav b.wav -d cpu",
         "--models default default --stem drums",
+        "--models default default --stem vocals -o - --in-turn",
     ],
 )
 def test_wrong_usage_is_one_sentence(command: Command, make_song: Command, words: str) -> None:

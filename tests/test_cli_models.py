@@ -229,7 +229,7 @@ def test_info_on_a_renamed_file_says_what_it_was_recognised_as(command: Command,
 def test_a_file_does_not_tell_which_of_two_models_it_is() -> None:
     """The thin frame transformer and V1 are one network: no link, and no checksum, of one of them may be claimed."""
     shapes = {key: tuple(tensor.shape) for key, tensor in MODELS["v1"].build("meta").state_dict().items()}
-    spec = recognition.recognise(shapes)
+    spec = recognition.match(shapes)
     assert (spec.network, spec.url, spec.filename, spec.sha256) == ("thin", None, None, None)
     assert "thin, v1" in spec.note and "do not tell" in spec.note
 

@@ -347,15 +347,15 @@ def test_a_yaml_for_another_network(shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def test_without_a_yaml_the_rest_is_guessed_and_told(shapes: dict[str, tuple[int, ...]]) -> None:
-    spec = recognition.recognise(shapes)
+    spec = recognition.match(shapes)
     assert (spec.network, spec.stft.hop, spec.target) == ("bs_roformer", 32, "vocals")
     assert len(spec.warnings) == 1 and "--config" in spec.warnings[0] and "32 samples" in spec.note
-    four = recognition.recognise(expected_shapes("bs_roformer", SMALL | {"num_stems": 4}) or {})
+    four = recognition.match(expected_shapes("bs_roformer", SMALL | {"num_stems": 4}) or {})
     assert four.stems == ("stem1", "stem2", "stem3", "stem4")
 
 
 def test_shapes_of_a_known_model_suggest_its_hop() -> None:
     """937 differs from 317 in width only, and was trained with another hop; no claim is made about whose it is."""
-    spec = recognition.recognise(shapes_of(MODELS["bs_roformer_937"]))
+    spec = recognition.match(shapes_of(MODELS["bs_roformer_937"]))
     assert (spec.stft.hop, spec.chunking.whole) == (512, 131584)
     assert (spec.name, spec.url, spec.sha256) == ("bs_roformer", None, None) and spec.warnings

@@ -53,6 +53,7 @@ def test_si_sdr_is_blind_to_level_and_else_the_sdr_of_the_best_level() -> None:
     estimate = reference + 0.3 * error
     assert si_sdr(5 * estimate, reference) == pytest.approx(si_sdr(estimate, reference), abs=1e-4)
     best = max(sdr(level / 1000 * estimate, reference) for level in range(800, 1200))
+    assert si_sdr(0 * estimate, reference) == -float("inf"), "silence has nothing of it"
     # Scaling the estimate keeps a part of the error, scaling the reference none: ratios a and 1 + a.
     assert 10 ** (best / 10) == pytest.approx(1 + 10 ** (si_sdr(estimate, reference) / 10), rel=1e-3)
 
@@ -265,8 +266,10 @@ def test_the_command_prints_a_table_json_and_a_plot(
     table = capsys.readouterr().out
     assert "test/one" in table and "two" in table and "median" in table
     assert "test/one" in "".join(ElementTree.parse(plot).getroot().itertext())
+    before = plot.stat().st_mtime_ns
     with pytest.raises(SystemExit):
-        main(["evaluate", "--data", str(data), "--stems", str(stems), "--json"])
+        main(["evaluate", "--data", str(data), "--stems", str(stems), "--json", "--plot", str(plot)])
+    assert plot.stat().st_mtime_ns > before and list(tmp_path.glob("scores*")) == [plot], "its own is replaced"
     record = json.loads(capsys.readouterr().out)
     (result,) = record["results"]
     assert result["median"]["floor"]["vocals"]["sdr"] == pytest.approx(-3, abs=0.1)
@@ -277,9 +280,11 @@ def test_what_is_missing_is_told_before_anything_is_scored(
 ) -> None:
     words = ("evaluate", "--data", data, "-d", "cpu", "-m", tiny_model, "--stems", stems)
     (tmp_path / "half").mkdir()
+    (tmp_path / "logo.svg").write_text("<svg/>")
     write(tmp_path / "half" / "one_Vocals.wav", noise(5), RATE)
     for code, more in (
         (4, ("-m", "typo")), (5, ("--stems", tmp_path / "half")), (2, ("--plot", tmp_path / "nowhere" / "x.svg")),
+        (2, ("--plot", tmp_path / "logo.svg")),
     ):  # fmt: skip
         outcome = command(*words, *more)
         assert (outcome.code, outcome.out) == (code, "")

@@ -48,6 +48,25 @@ def test_fused_attention_is_the_plain_one(frames: int, features: list[int], maps
         assert_close(fused, plain, rtol=1e-12, atol=1e-12)  # float64: both are right to some roundings
 
 
+@pytest.mark.parametrize("widths", [(252, 3), (5, 5), (8, 8)])
+def test_fused_kernels_of_gpus_get_the_widths_that_they_take(
+    widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As computed on any device but a CPU; there they stay as they are, and the numbers have to be the same."""
+    whole, taken = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(*sides: Tensor, scale: float) -> Tensor:
+        taken.append({side.shape[-1] for side in sides})
+        return whole(*sides, scale=scale)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    query, value = (torch.randn(1, 2, 7, width) for width in widths)
+    there = layers.attend([(query.to("meta"), query.to("meta"))], value.to("meta"))
+    here = layers.attend([(query, query)], value)
+    assert there.shape == here.shape == value.shape
+    assert taken == [{-(-widths[0] // 8) * 8}, {widths[0]}]
+
+
 @pytest.mark.parametrize("chained", [0, 1, 3])
 def test_no_matrix_of_frames_is_made(chained: int) -> None:
     class Watch(TorchDispatchMode):

@@ -204,7 +204,7 @@ def test_a_renamed_file_is_recognised(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["v7", "v8", "v9", "primer", "primer_pre", "resnet"])
 def test_released_configurations_have_their_own_recipe(name: str) -> None:
     shapes = {key: tuple(tensor.shape) for key, tensor in MODELS[name].build("meta").state_dict().items()}
-    found = recognition.recognise(shapes)
+    found = recognition.match(shapes)
     assert (found.name, found.chunking) == (name, MODELS[name].chunking)
 
 
@@ -213,7 +213,7 @@ def test_v8_with_other_hidden_sizes_is_recognised() -> None:
     args = TINY["v8"] | {"expansions": [-1, 1.7, 2.3, 3, 3.1, 1.3, 2.6]}
     network = v8.FrameTransformer(**args)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    assert recognition.recognise(shapes).network == "v8"
+    assert recognition.match(shapes).network == "v8"
 
 
 def test_v8_rounds_only_if_asked_to() -> None:

@@ -198,7 +198,7 @@ def test_file_of_any_name_is_recognised(path: Path, tmp_path: Path) -> None:
 def test_arguments_are_read_off_the_shapes(name: str) -> None:
     network, args = SMALL[name]
     state = ModelSpec("", network, args).build().state_dict()
-    spec = recognition.recognise({key: tuple(tensor.shape) for key, tensor in state.items()})
+    spec = recognition.match({key: tuple(tensor.shape) for key, tensor in state.items()})
     assert spec.network == network
     assert {key: spec.args[key] for key in args} == args
 
@@ -207,7 +207,7 @@ def test_arguments_are_read_off_the_shapes(name: str) -> None:
 def test_released_size_is_its_recipe(name: str) -> None:
     recipe = MODELS[name]
     state = recipe.build().state_dict()
-    found = recognition.recognise({key: tuple(tensor.shape) for key, tensor in state.items()})
+    found = recognition.match({key: tuple(tensor.shape) for key, tensor in state.items()})
     # thin and v1 are one network, so what tells their files apart is not told here.
     assert replace(found, filename=recipe.filename, url=recipe.url, note=recipe.note) == recipe
     assert MODELS["v1"].args == MODELS["thin"].args  # one architecture: a file alone cannot tell them apart

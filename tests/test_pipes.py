@@ -102,6 +102,13 @@ def test_a_stream_that_ends_early_is_told(tmp_path: Path, form: str) -> None:
     assert 0 < read(tmp_path / "out.wav")[0].shape[1] < SONG.shape[1]
 
 
+def test_a_title_is_not_taken_for_the_song(tmp_path: Path) -> None:
+    write(tmp_path / "song.wav", SONG, 44100, Encoding("wav"), Tags(title="Metadata fmt song"))
+    content = (tmp_path / "song.wav").read_bytes()
+    assert piped(content, vocals())[1].warnings == ()
+    assert any("0.8 s are missing" in each for each in piped(content[: len(content) // 2], vocals())[1].warnings)
+
+
 def test_a_wav_of_unknown_length_is_whole(tmp_path: Path) -> None:
     first, _ = piped(encoded(tmp_path, Encoding("wav", "32f")), vocals())
     second, result = piped(first, vocals())
@@ -329,6 +336,8 @@ def test_a_stem_is_clamped_only_when_asked(tmp_path: Path) -> None:
         (tmp_path / "out.wav").write_bytes(out)
         assert float(read(tmp_path / "out.wav")[0].abs().max()) == pytest.approx(top)
         assert result.peaks["vocals"] == pytest.approx(8 * float(SONG.abs().max()))
+    warning = piped(content, vocals(Encoding("wav", "16")), FakeSeparator(8.0))[1].warnings[-1]
+    assert "of standard input exceeds" in warning and "--bits 32f" in warning and "rescale" not in warning
 
 
 def test_a_disk_that_is_full_is_told() -> None:

@@ -211,6 +211,13 @@ def test_only_the_wanted_stems_are_computed(wanted: list[str] | None, heads: lis
         assert_close(stems["vocals"] + stems["instrumental"], song, rtol=0, atol=3e-7)
 
 
+def test_a_pair_sums_to_the_song_whichever_comes_first() -> None:
+    spec = replace(BAND, args={"stereo": True, "num_stems": 2}, instruments=("instrumental", "vocals"))
+    stems = separator(gains(0.2, 0.3), spec).separate(song := noise(2, 3000), RATE)
+    assert_close(stems["vocals"], 0.3 * song, rtol=0, atol=2e-6)
+    assert_close(stems["instrumental"] + stems["vocals"], song, rtol=0, atol=3e-7)
+
+
 def test_six_stems_of_which_one_is_the_instrumental() -> None:
     names = ("instrumental", "vocals", "guitar", "piano", "drums", "bass")
     spec = replace(BAND, args={"stereo": True, "num_stems": 6}, instruments=names)

@@ -82,9 +82,14 @@ class FFmpegStream(FFmpegSource):
 
 def _promised(head: bytes, codec: str) -> int:
     """How many samples the header of a wav promises, 0 where it does not know and for anything else."""
-    form, data = head.find(b"fmt "), head.find(b"data")
-    if head[:4] != b"RIFF" or form < 0 or data < form or not codec.startswith("pcm_"):
+    if head[:4] != b"RIFF" or not codec.startswith("pcm_"):
         return 0
-    size = int.from_bytes(head[data + 4 : data + 8], "little")
-    frame = int.from_bytes(head[form + 20 : form + 22], "little")
-    return size // frame if frame and size < UNKNOWN_SIZE else 0
+    place, frame = 12, 0
+    while place + 8 <= len(head):  # from chunk to chunk: a title may hold the word "data"
+        name, size = head[place : place + 4], int.from_bytes(head[place + 4 : place + 8], "little")
+        if name == b"data":
+            return size // frame if frame and size < UNKNOWN_SIZE else 0
+        if name == b"fmt ":
+            frame = int.from_bytes(head[place + 20 : place + 22], "little")
+        place += 8 + size + size % 2
+    return 0

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vocalremover.batch.jobs import Job
-from vocalremover.batch.journal import Journal
+from vocalremover.batch.journal import Journal, Origin
 from vocalremover.batch.settings import STEMS, Settings
 from vocalremover.batch.songs import Song, find_songs, identity, resolver
 from vocalremover.errors import InputError, UsageError
@@ -97,8 +97,13 @@ class _Earlier:
             journal = self._journals.setdefault(folder, Journal(folder))
             entry = journal.entry(song.path)
             if entry and entry.is_as_long_as(song.path):
-                return entry.origin.path in self._given
+                return self._is_given(entry.origin, folder)
         return False
+
+    def _is_given(self, origin: Origin, folder: Path) -> bool:
+        """Whether the song is there where it was, or beside the journal: a folder may have been moved as a whole."""
+        beside = folder / Path(origin.path).name
+        return origin.path in self._given or (os.path.realpath(beside) in self._given and origin.is_same(beside))
 
 
 def _refuse_collisions(jobs: list[Job], keys: _Keys) -> None:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 
 from torch import Tensor
@@ -66,17 +67,19 @@ def levels(job: Job, peaks: dict[str, float], settings: Settings) -> Iterable[st
     if settings.clip == "none" and encoding.bits == "32f":
         return
     clipped = "was clipped" if encoding.bits else "may be clipped by a player"
-    remedies = ["--clip rescale"] if job.outputs else []  # a stream has no second pass
+    streamed = Path("-") in job.outputs.values()
+    remedies = [] if streamed else ["--clip rescale"]  # a stream has no second pass
     remedies.append("--bits 32f" if encoding.format == "wav" else "-f wav --bits 32f")
     fate = {
         "none": f"{clipped}; {' or '.join(remedies)} keeps it whole",
         "rescale": f"was turned down by {20 * math.log10(max(1.0, *peaks.values())):.2f} dB, as all stems of the song",
         "clamp": "was limited to full scale",
     }[settings.clip]
+    name = "standard input" if job.input == Path("-") else job.input.name
     for stem, peak in peaks.items():
         if peak > 1:
             over = 20 * math.log10(peak)
-            yield f"the stem {stem} of {job.input.name} exceeds full scale by {over:.2f} dB and {fate}"
+            yield f"the stem {stem} of {name} exceeds full scale by {over:.2f} dB and {fate}"
 
 
 class Summary:

@@ -40,7 +40,7 @@ def find_songs(
     `@list.txt` stands for the paths in a text file (UTF-8, or UTF-16 with its mark), one a line, relative to the list's
     own folder; empty lines and lines that begin with # are left out. What cannot be looked into comes back as a song
     with a `problem`.
-    Raises InputError for a list that cannot be read, UsageError for "-", which is no file.
+    Raises InputError for a list that cannot be read, UsageError for "-", which is no file, and for an empty name.
     """
     songs: dict[Path, Song] = {}
     place = resolver()
@@ -72,6 +72,8 @@ def resolver() -> Callable[[Path], Path]:
 
 def _expanded(inputs: Iterable[str | os.PathLike]) -> Iterator[Path | Song]:
     for given in map(os.fspath, inputs):
+        if not given:
+            raise UsageError("an input is empty: name a file or a folder, . for this one")
         if os.path.lexists(given):
             yield Path(given)
         elif given == "-":

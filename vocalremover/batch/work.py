@@ -71,7 +71,8 @@ class Work:
 
     def join(self) -> None:
         """Waits until nothing of this job is left, neither a thread nor a staged file."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def fail(self, failure: Exception) -> None:
         """Ends the job soon, whatever thread says so; the first failure is the one that is told."""
@@ -241,10 +242,14 @@ class Work:
             Thread(target=guarded, args=(task,), name=f"{self._thread.name}: {name}", daemon=True)
             for name, task in tasks.items()
         ]
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError as failure:  # the system has no more of them
+            self.fail(failure)
         for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
         if self._failure:
             raise self._failure
 

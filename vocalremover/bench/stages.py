@@ -66,7 +66,8 @@ class Instant(nn.Module):
         """Magnitudes `[batch, channels, bins, frames]` -> `[batch, 2, bins, frames]`, or complex masks of the stems."""
         if not self._waveform:
             return torch.ones_like(inputs[:, :2])
-        one = torch.tensor((1.0, 0.0), device=inputs.device).expand_as(inputs)
+        one = torch.zeros_like(inputs)  # made where it is needed: no CUDA graph takes a copy from the CPU
+        one[..., 0].fill_(1)
         return one[:, None].expand(-1, len(stems or range(self._outputs)), *inputs.shape[1:])
 
 

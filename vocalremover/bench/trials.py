@@ -114,11 +114,11 @@ def run(
     left.
     """
     machine_knows = machine.forget_peak()
-    if stand.device.type == "cuda":
-        gc.collect()  # the separator before may refer to itself, and what it recorded holds memory
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(stand.device)
     try:
+        if stand.device.type == "cuda":
+            gc.collect()  # the separator before may refer to itself, and what it recorded holds memory
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(stand.device)
         separator = stand.separator(setting)
         seconds, done = _seconds(stand, separator, windows, runs, champion, has_time)
     except (VocalRemoverError, RuntimeError, MemoryError) as error:

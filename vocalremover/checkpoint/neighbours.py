@@ -7,7 +7,6 @@ the place where the program's installer puts them; a folder that does not exist 
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def yaml_of(checkpoint: Path) -> Path | None:
 
 def _audio_separator() -> Path:
     told = os.environ.get("AUDIO_SEPARATOR_MODEL_DIR")
-    return Path(told).expanduser() if told else Path(tempfile.gettempdir()) / "audio-separator-models"
+    return Path(told).expanduser() if told else Path("/tmp/audio-separator-models")  # its own default, on every system
 
 
 def _uvr_homes() -> Iterator[Path]:

@@ -25,20 +25,11 @@ REFUSALS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeErro
 """What a network's constructor or `arguments` may raise when handed shapes of something else."""
 
 
-def recognise(shapes: Shapes) -> ModelSpec:
-    """The recipe of the network whose state dict has exactly these names and shapes.
+def match(shapes: Shapes) -> ModelSpec | None:
+    """The recipe of the one network whose state dict has exactly these names and shapes; ModelError if several do.
 
     Its arguments are those the shapes tell; the rest (STFT, chunking, target) is that of the network in MODELS.
-    Raises ModelError that names the nearest architecture and the first differences, or those that fit alike.
     """
-    spec = match(shapes)
-    if spec is None:
-        raise ModelError(near_miss(shapes))
-    return spec
-
-
-def match(shapes: Shapes) -> ModelSpec | None:
-    """The recipe of the one network that fits; ModelError if several do."""
     fitting = [(network, args) for network in NETWORKS if (args := fit(network, shapes)) is not None]
     if len(fitting) > 1:
         names = " and ".join(network for network, _ in fitting)

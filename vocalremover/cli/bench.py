@@ -134,7 +134,10 @@ def sentence(bench: Bench) -> str:
     if best is None:
         return "It was ended before any setting had been measured."
     words = bench.words(best.setting)
-    command = shlex.join(words) if os.name == "posix" else subprocess.list2cmdline(words)
+    command = shlex.join(words)
+    if os.name != "posix":  # whose shells take no variable before the command
+        variables = [word for word in words[:1] if "=" in word]
+        command = " with ".join((subprocess.list2cmdline(words[len(variables) :]), *variables))
     base = bench.wholes.get(bench.base)
     whole = bench.wholes.get(best.setting)
     if whole is None:

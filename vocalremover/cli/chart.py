@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -16,6 +18,7 @@ from vocalremover.cli.output import printable
 if TYPE_CHECKING:
     from vocalremover.evaluate.scores import SongScores
 
+MARK = "<!-- scores of vocalremover evaluate -->"
 COLOURS = ("#0b6e99", "#c4551b", "#3d7a35", "#8a3f8f", "#a67c00", "#444444")
 NAMES, PANEL, ROW, TOP = 190, 330, 24, 64  # pixels: the songs' names, one stem, one song, the heading
 STEMS = ("vocals", "instrumental")
@@ -31,6 +34,7 @@ def draw(results: Mapping[str, Sequence[SongScores]], measure: str = "sdr") -> s
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="12">',
+        MARK,
         f'<rect width="{width}" height="{height}" fill="white"/>',
         *_key(results),
     ]
@@ -39,6 +43,13 @@ def draw(results: Mapping[str, Sequence[SongScores]], measure: str = "sdr") -> s
     for panel, stem in enumerate(STEMS):
         drawn.extend(_panel(results, stem, NAMES + panel * PANEL, measure))
     return "\n".join([*drawn, "</svg>\n"])
+
+
+def is_chart(path: Path) -> bool:
+    """Whether a file is such a picture."""
+    with suppress(OSError), open(path, "rb") as file:
+        return MARK.encode() in file.read(1024)
+    return False
 
 
 def _panel(results: Mapping[str, Sequence[SongScores]], stem: str, left: int, measure: str) -> list[str]:

@@ -156,6 +156,8 @@ def _separate(
     from vocalremover.ensemble import Turns, load_all
 
     streams = run.is_stream()
+    if streams and in_turn:
+        raise click.UsageError("--in-turn does not go with -, whose song all models have to hear at once")
     settings = run.filing.settings(_joined(models), run.batch.skip_existing)
     inference, stems, devices = computing.inference(), run.filing.stems(), computing.devices()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vocalremover.cli.chart import draw, is_chart
 from vocalremover.cli.options import Computing, grouped
 from vocalremover.cli.output import emit, printable, say, shorten
 from vocalremover.cli.sections import Command, option
@@ -53,6 +54,8 @@ def command(
         raise click.UsageError(f"--plot {plot}: the picture is an SVG; name it {plot.with_suffix('.svg').name}")
     if plot and not plot.parent.is_dir():
         raise click.UsageError(f"--plot {plot}: there is no folder {plot.parent}")
+    if plot and plot.exists() and not is_chart(plot):
+        raise click.UsageError(f"--plot {plot} exists and is no picture of scores; choose another name")
     from vocalremover.evaluate.scores import as_record, find_songs, score
 
     songs = find_songs(data)
@@ -77,9 +80,11 @@ def command(
         elif tables:
             emit("\n\n".join(tables))
     if plot:
-        from vocalremover.cli.chart import draw
+        from vocalremover.staging import Staging
 
-        plot.write_text(draw(results), encoding="utf-8")
+        with Staging(plot.parent) as folder:
+            (folder / "plot").write_text(draw(results), encoding="utf-8")
+            (folder / "plot").replace(plot)
 
 
 def contestants(

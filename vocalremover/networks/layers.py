@@ -221,12 +221,11 @@ def attend(pairs: Sequence[Pair], value: Tensor) -> Tensor:
     """softmax(sum of q k^T over the pairs) value; value and result are `[batch, heads, frames, head features]`."""
     query = torch.cat([q for q, _ in pairs], dim=-1)
     key = torch.cat([k for _, k in pairs], dim=-1)
-    # torch's fused kernels want equally wide query, key and value; the added zero columns are cut off again. They also
-    # want rows without gaps, or torch falls back to a matrix of frames x frames.
-    missing = query.shape[-1] - value.shape[-1]
-    wide = F.pad(value, (0, missing)).contiguous()
-    attended = F.scaled_dot_product_attention(query, key, wide, scale=1.0)
-    return attended[..., : value.shape[-1]]
+    # torch's fused kernels want equally wide query, key and value, those of GPUs a multiple of eight, and rows without
+    # gaps, or torch falls back to a matrix of frames x frames. The added zero columns are cut off again.
+    width = query.shape[-1] if query.device.type == "cpu" else -(-query.shape[-1] // 8) * 8
+    wide = (F.pad(x, (0, width - x.shape[-1])).contiguous() for x in (query, key, value))
+    return F.scaled_dot_product_attention(*wide, scale=1.0)[..., : value.shape[-1]]
 
 
 class BandProjections(nn.Module):

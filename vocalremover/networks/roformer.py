@@ -88,7 +88,9 @@ class Rotation:
     @classmethod
     def of(cls, tokens: int, features: int, like: Tensor) -> "Rotation":
         """For heads that are projected from `like`; autocast may make them of half precision."""
-        kinds = (like.dtype, torch.float16, torch.bfloat16)
+        kinds, device = {like.dtype}, like.device.type
+        if torch.is_autocast_enabled(device):
+            kinds.add(torch.get_autocast_dtype(device))
         return cls({kind: rotation_table(tokens, features, kind, like.device) for kind in kinds})
 
     def turn(self, x: Tensor) -> Tensor:
@@ -497,6 +499,8 @@ class Stack:
                 rows = parameter.shape[0]
                 place[:rows].copy_(parameter)
                 place[rows:].zero_()
+                if parameter.is_cuda:  # what it leaves is read here first, in whatever stream this is
+                    parameter.data.record_stream(torch.cuda.current_stream(parameter.device))
                 parameter.data = place[:rows]
 
 

@@ -249,7 +249,7 @@ def _choose_stems(spec: ModelSpec, asked: Sequence[str] | None) -> tuple[str, ..
 
 def _plan_stems(spec: ModelSpec, stems: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """What the network has to give for these stems, and of which of these the others are what the song has more."""
-    if spec.stems == ("vocals", "instrumental"):
+    if set(spec.stems) == {"vocals", "instrumental"}:
         return ("vocals",), {"instrumental": "vocals"}
     rests = dict.fromkeys(spec.stems, "vocals" if "vocals" in spec.outputs else spec.target)
     rests = {stem: part for stem, part in rests.items() if stem not in spec.outputs}
