@@ -147,6 +147,7 @@ def cut(
     features = maps[0].shape[2]
     if norm is not None:
         mean, scale = (joined(parts) for parts in zip(*(moments(x, norm.eps) for x in maps), strict=True))
+        shift = -mean * scale
         weight, bias = (channels_last(table) for table in (norm.weight, norm.bias))
     for start in range(0, features, height):
         stop = min(start + height, features)
@@ -155,7 +156,7 @@ def cut(
         if norm is not None:
             kind = torch.contiguous_format if planes else torch.channels_last
             normal = torch.empty(strip.shape, dtype=mean.dtype, memory_format=kind)
-            torch.sub(strip, mean, out=normal).mul_(scale)
+            torch.addcmul(shift, strip, scale, out=normal)
             torch.addcmul(bias[:, first:last], normal, weight[:, first:last], out=normal)
         yield strip, normal, slice(start - first, stop - first), (halo + first - start, halo + stop - last)
 
