@@ -297,7 +297,7 @@ def test_a_manifest_tells_kinds_flags_and_what_is_held_out(data: Path, tmp_path:
     lines = [("vocals/wide.flac", "singing", ""), ("backings/drums.flac", "instrumental", "mono voice-like-lead"),
              ("backings/more/bass.wav", "instrumental", ""), ("gone.flac", "speech", ""),
              ("validation/x/vocals.flac", "validation", "")]  # fmt: skip
-    lines += [("voices/anna.flac", "vocals", ""), ("voices/ben.flac",)]
+    lines += [("voices/anna.flac", "vocals", ""), ("voices/ben.flac",), ("song/mixture.flac", "multitrack", "")]
     with (data / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "kind", "flags"), *lines])
     sources = Sources(manifest=data, held_out=("backings/more",))
@@ -305,8 +305,8 @@ def test_a_manifest_tells_kinds_flags_and_what_is_held_out(data: Path, tmp_path:
     assert [(voice.source, voice.kind) for voice in catalogue.voices] == [("vocals/wide.flac", "singing")]
     assert {track.flags for track in catalogue.backings} == {("mono", "voice-like-lead")}
     assert np.load(catalogue.voices[0].path).shape == (1, SAMPLES), "voices are mono"
-    told = {problem.split(":")[0]: problem for problem in catalogue.problems}
-    assert told.keys() == {"gone.flac", "voices/anna.flac", "voices/ben.flac"}
+    told = {problem.split(":")[0].removeprefix(f"{data}/"): problem for problem in catalogue.problems}
+    assert told.keys() == {"gone.flac", "voices/anna.flac", "voices/ben.flac", "song/mixture.flac"}
     assert "of kind vocals" in told["voices/anna.flac"] and "of kind nothing" in told["voices/ben.flac"]
     assert "drums" in catalogue.credits and "bass" not in catalogue.credits
 

@@ -291,6 +291,12 @@ def test_what_is_missing_is_told_before_anything_is_scored(
         assert "[1/2]" not in outcome.err
 
 
+def test_songs_are_scored_on_one_device(command: Callable, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vocalremover.devices.choose_devices", lambda chosen: ["cuda:0", "cuda:1"])
+    outcome = command("evaluate", "--data", data, "-d", "all")
+    assert outcome.code == 2 and "scored on one" in outcome.err
+
+
 @pytest.mark.parametrize("words", [(), ("--json",)])
 def test_what_was_scored_is_told_if_the_rest_fails(
     command: Callable, data: Path, stems: Path, words: tuple[str, ...]

@@ -314,6 +314,21 @@ def test_a_state_is_joined_whole_or_again(command: Callable, cache: Path, tmp_pa
     assert "best.safetensors" in command(*words(cache, out, 2, "--join", shipped)).err
 
 
+def test_a_state_that_is_too_large_to_travel_leaves_its_weights(
+    command: Callable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, shipped, out = (tmp_path / name for name in ("first", "shipped", "second"))
+    assert command(*words(cache, first, 1)).code == 0
+    sizes = {name: (first / name).stat().st_size for name in ("last.pt", "last.safetensors")}
+    monkeypatch.setattr(pieces, "TOGETHER", sizes["last.pt"] - 1)
+    done = command(*words(cache, first, 1, "--ship", shipped))
+    assert json.loads(done.out)["left_behind"] == ["last.pt"]
+    done = command(*words(cache, out, 0, "--join", shipped))
+    assert done.code == 0 and "begins with its averaged weights" in done.err
+    states = [torch.load(folder / "last.pt", weights_only=True)["averaged"] for folder in (first, out)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def test_a_cache_without_a_backing_is_refused(command: Callable, cache: Path, tmp_path: Path) -> None:
     shutil.copytree(cache, tmp_path / "cache")
     for track in load(cache).backings:

@@ -39,7 +39,7 @@ UNEVEN = 0.25  # of a run more in the longest than in the shortest: from there o
 )
 @option(
     "Models", "--config", metavar="FILE.yaml", type=PATH,
-    help="What a RoFormer was trained with.  [default: the yaml beside its weights]",
+    help="What a RoFormer was trained with.  [default: the yaml called like its weights]",
 )
 @option("Files", "--song", type=PATH, metavar="FILE", help="Measure with this song.  [default: a synthesised mp3]")
 @option(

@@ -31,7 +31,7 @@ MOST, LEAST = 100, 60  # letters of a line
 )
 @option(
     "Models", "--config", metavar="FILE.yaml", type=PATH,
-    help="What a RoFormer was trained with.  [default: the yaml beside its weights]",
+    help="What a RoFormer was trained with.  [default: the yaml called like its weights]",
 )
 @option("Files", "-o", "--out", type=PATH, default=".", metavar="DIR", help="Where stems are to go.  [default: here]")
 @option(

@@ -101,7 +101,7 @@ def _weights(context: click.Context, parameter: click.Parameter, words: tuple[st
     "Models", "--config", multiple=True, metavar="[MODEL=]FILE.yaml",
     help="What a RoFormer was trained with: one for each model, or for the one that is named.",
 )
-@option("Models", "--in-turn", is_flag=True, help="Never more than one model in memory; by itself where they are many.")
+@option("Models", "--in-turn", is_flag=True, help="Never two models in memory; by itself where they need most of it.")
 @option("Files", "--files", is_flag=True, help="Combine the INPUTs, one stem made by several programs, into -o FILE.")
 @grouped(Filing, Batch, Computing, Telling)
 def command(

@@ -35,7 +35,7 @@ NAME, NUMBER = 28, 10  # letters
 @option("Models", "--config", type=PATH, metavar="FILE.yaml", help="What a RoFormer was trained with.")
 @option(
     "Files", "--data", required=True, type=PATH, metavar="DIR",
-    help="Songs with their stems, such as SONG/mixture.wav and SONG/vocals.wav, or a manifest.csv.",
+    help="Songs with their stems, such as SONG/mixture.wav and SONG/vocals.wav; of a manifest.csv its validation.",
 )
 @option("Files", "--plot", type=PATH, metavar="FILE.svg", help="Draw the scores.")
 @option("On the screen", "--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
@@ -56,6 +56,9 @@ def command(
         raise click.UsageError(f"--plot {plot}: there is no folder {plot.parent}")
     if plot and plot.exists() and not is_chart(plot):
         raise click.UsageError(f"--plot {plot} exists and is no picture of scores; choose another name")
+    device, *others = computing.devices()
+    if others:
+        raise click.UsageError("--device names several: songs are scored on one")
     from vocalremover.evaluate.scores import as_record, find_songs, score
 
     songs = find_songs(data)
@@ -63,7 +66,7 @@ def command(
     records, tables = [], []
     chosen = models if models or stems else ("default",)
     try:
-        for name, describe, estimate in contestants(chosen, stems, songs, config, computing):
+        for name, describe, estimate in contestants(chosen, stems, songs, config, device, computing):
             results[name] = scores = []
             try:
                 for number, song in enumerate(songs, 1):
@@ -88,7 +91,8 @@ def command(
 
 
 def contestants(
-    models: Sequence[str], stems: Sequence[Path], songs: Sequence[Multitrack], config: Path | None, computing: Computing
+    models: Sequence[str], stems: Sequence[Path], songs: Sequence[Multitrack], config: Path | None, device: str,
+    computing: Computing,
 ) -> Iterator[tuple[str, Callable[[], dict[str, object]], Estimate]]:
     """(name, what tells its settings, what gives its stems) of each; a model is loaded when its turn comes.
 
@@ -102,7 +106,7 @@ def contestants(
         checkpoint.find(model)
     others = {str(folder): found(folder, songs) for folder in stems}
     for model in models:
-        separator = Separator.load(model, computing.devices()[0], computing.inference(), config, STEMS)
+        separator = Separator.load(model, device, computing.inference(), config, STEMS)
         yield model, separator.describe, separated(separator)
     for name, estimate in others.items():
         yield name, dict, estimate

@@ -288,7 +288,7 @@ OPTIONS: Mapping[type, tuple[Callable, ...]] = {
             help="As --overlap 1-1/N.",
         ),
         option("Quality against speed", "--shifts", type=_COUNT, metavar="N", help="Average so many displaced passes."),
-        option("Quality against speed", "--tta", is_flag=True, help="Average over swapped sides and inverted sound."),
+        option("Quality against speed", "--tta", is_flag=True, help="Average over swapped sides and other passes."),
         option(
             "Quality against speed", "--crops", callback=_crops, metavar="C/P,...",
             help="Average over passes with these sizes and paddings; original is the original's --tta.",

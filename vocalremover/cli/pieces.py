@@ -98,6 +98,9 @@ def piece_command(
         last = sorted(SHIPPED, key=lambda name: name == "last.pt")  # by which one knows that all of them are there
         joined = [name for name in last if join(parts, out / name)]
         say(f"joined {', '.join(joined) or 'nothing'}", -1 if quiet else 0)
+        if "last.pt" not in joined and "last.safetensors" in joined and start is None:
+            say("warning: the state of the run did not travel: a new one begins with its averaged weights")
+            start = str(out / "last.safetensors")
     how = read_recipe(recipe, model, changes, minutes=total_minutes)
     how = replace(how, save_minutes=save_minutes)
     songs = tuple(find_songs(validation))

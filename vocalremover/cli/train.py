@@ -70,7 +70,7 @@ def audio_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--data", type=FOLDER, metavar="DIR", help="A folder with a manifest.csv: columns path, kind and others."
         ),
-        click.option("--held-out", multiple=True, metavar="PREFIX", help="Leave out paths that begin so."),
+        click.option("--held-out", multiple=True, metavar="PREFIX", help="Leave out paths that begin so: vocals/anna."),
         click.option(
             "--often", multiple=True, type=Often(), metavar="PREFIX=TIMES",
             help="Draw paths that begin so that many times as often.",

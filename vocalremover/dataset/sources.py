@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vocalremover.dataset.cache import Recording, digest, entry_name
 from vocalremover.dataset.credits import read_rows
-from vocalremover.dataset.tracks import KINDS
+from vocalremover.dataset.tracks import KINDS, STEMS
 from vocalremover.errors import InputError
 from vocalremover.evaluate.multitracks import audio_files, find_multitracks
 
@@ -97,12 +97,15 @@ def _from_manifest(manifest: Path, held_out: tuple[str, ...], problems: list[str
     if not path.exists():
         raise InputError(f"{path} is missing: it must list the training files with the columns path and kind.")
     for row in read_rows(path, held_out):
-        if row["kind"] not in KINDS:
-            kind = row["kind"] or "nothing"
+        kind = row["kind"] or "nothing"
+        if kind not in KINDS:
             problems.append(f"{row['path']}: is of kind {kind}, which is none of {', '.join(KINDS)}.")
             continue
+        if kind == "multitrack" and Path(row["path"]).stem not in STEMS:
+            problems.append(f"{row['path']}: of a multitrack, which gives {' and '.join(STEMS)} by their names.")
+            continue
         mono, flags = row["path"].startswith("vocals/"), tuple((row.get("flags") or "").split())
-        yield _recording(row["path"], row["kind"], path.parent / row["path"], mono, flags)
+        yield _recording(row["path"], kind, path.parent / row["path"], mono, flags)
 
 
 def _table(manifest: Path) -> Path:

@@ -14,6 +14,7 @@ from vocalremover.dataset.cache import FULL_SCALE, RATE, Cache, Recording
 VOICE_SECONDS = {"singing": 6, "melody": 12, "syllables": 15, "speech": 15, "multitrack": 15}
 BACKING_SECONDS = {"instrumental": 30, "multitrack": 30}
 KINDS = tuple(VOICE_SECONDS | BACKING_SECONDS)  # of recordings
+STEMS = ("vocals", "instrumental")  # of songs, by the names of their files
 HARD = "voice-like-lead"  # the flag of instrumentals that are taken for voices; drawn HARD_SHARE times as often
 HARD_SHARE = 2
 

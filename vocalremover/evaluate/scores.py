@@ -76,8 +76,9 @@ def find_songs(folder: Path) -> list[Multitrack]:
         raise InputError(f"{folder}: there is no such folder.")
     songs = find_multitracks(folder, files)
     if not songs:
+        kind = "" if files is None else " of kind validation in its manifest.csv"
         raise InputError(
-            f"{folder}: no song with its stems was found; name them as in SONG/mixture.wav and SONG/vocals.wav."
+            f"{folder}: no song with its stems was found{kind}; name them as in SONG/mixture.wav and SONG/vocals.wav."
         )
     return songs
 

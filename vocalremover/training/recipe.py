@@ -1,8 +1,9 @@
 """What a training run does, as data: a YAML file, with `section.setting=value` on top -> a frozen `Recipe`.
 
-The shipped recipes lie in `recipes/`. They follow the scripts of carperbr/frame-transformer (MIT) at 85e7f18 (thin,
-V1), 5000d3d (V2b, GAN), a6786372 (V7, V10) and 9da2cd8 (primer), where these state their settings. A setting that does
-not exist is refused, so that a misspelt word never trains for days with its default.
+The shipped recipes lie in `recipes/`. Those of the frame transformers follow the scripts of carperbr/frame-transformer
+(MIT) at 85e7f18 (thin, V1), 5000d3d (V2b, GAN), a6786372 (V7, V10) and 9da2cd8 (primer), where these state their
+settings; the others say where theirs come from. A setting that does not exist is refused, so that a misspelt word never
+trains for days with its default.
 """
 
 import math
@@ -127,7 +128,8 @@ class Recipe:
     """One run. network, stft, chunking: replace what MODELS says of the model; losses: name in `losses.LOSSES` ->
     weight; augmentation: strengths of voxaug; mixup: Beta parameter of mixing examples, 0 for none; average: share that
     the averaged weights keep at each step, 0 for no averaging; steps, minutes: whichever is over first ends the run;
-    patience: broken batches in a row that end it; dtype: of the parameters in what is saved for separating."""
+    patience: broken batches in a row that end it; dtype: of the parameters in what is saved for separating; log_,
+    save_, keep_ and validate_: how often, in steps or minutes."""
 
     model: str = "default"
     kind: Literal["supervised", "pretrain", "gan"] = "supervised"
