@@ -129,9 +129,10 @@ def test_a_mix_is_its_voices_plus_its_backings(catalogue: Catalogue) -> None:
 
 def test_nothing_drawn_leaves_the_audio_as_it_was_recorded(catalogue: Catalogue) -> None:
     song = [Part(track, 0.25) for track in catalogue.songs[0]]
+    first = song[0].track.first(0.25, RATE, 2 * RATE)
     mixture, vocals = render(Mix((song[0],), (song[1],), level="none"), RATE)
-    np.testing.assert_allclose(vocals, catalogue.songs[0][0].crop(0.25, RATE), atol=1e-7)
-    np.testing.assert_allclose(mixture - vocals, catalogue.songs[0][1].crop(0.25, RATE), atol=1e-7)
+    np.testing.assert_allclose(vocals, catalogue.songs[0][0].crop(first, RATE), atol=1e-7)
+    np.testing.assert_allclose(mixture - vocals, catalogue.songs[0][1].crop(first, RATE), atol=1e-7)
 
 
 def test_a_song_meets_its_own_backing_at_the_same_place(catalogue: Catalogue) -> None:
@@ -170,7 +171,8 @@ def test_tapes_hold_what_the_cache_holds(catalogue: Catalogue) -> None:
 
 
 def test_a_track_that_is_too_short_lies_in_silence(catalogue: Catalogue) -> None:
-    crop = catalogue.voices[0].crop(0.5, 3 * RATE)
+    voice = catalogue.voices[0]
+    crop = voice.crop(voice.first(0.5, 3 * RATE, 2 * RATE), 3 * RATE)
     assert crop.shape == (1, 3 * RATE)
     assert not crop[:, : RATE // 2].any() and not crop[:, -RATE // 2 :].any() and crop[:, RATE : 2 * RATE].any()
 

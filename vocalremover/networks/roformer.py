@@ -89,7 +89,7 @@ class Rotation:
     def of(cls, tokens: int, features: int, like: Tensor) -> "Rotation":
         """For heads that are projected from `like`; autocast may make them of half precision."""
         kinds, device = {like.dtype}, like.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             kinds.add(torch.get_autocast_dtype(device))
         return cls({kind: rotation_table(tokens, features, kind, like.device) for kind in kinds})
 
