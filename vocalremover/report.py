@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -25,7 +25,7 @@ from vocalremover.batch import Result, Summary
 from vocalremover.durations import clock
 from vocalremover.errors import AudioError, InputError, UsageError, VocalRemoverError
 from vocalremover.pictures import Progress, Sound, measure, spectrogram, waveform
-from vocalremover.staging import Staging, sweep
+from vocalremover.staging import Staging, bears, sweep
 from vocalremover.threads import Aside
 
 MARK = '<meta name="generator" content="vocalremover">'
@@ -45,7 +45,7 @@ class Page:
         self.settings = settings
         self._drawn: list[Callable[[], None]] = []
         self._stopped = False
-        if path.is_dir() or (path.exists() and not overwrite and not _is_page(path)):
+        if path.is_dir() or (path.exists() and not overwrite and not bears(path, MARK)):
             raise UsageError(f"{path} exists and is no report; choose another name for the report")
         sweep(path.parent)
         with ExitStack() as stack, _told(path):
@@ -220,9 +220,3 @@ def _parts() -> dict[str, Template]:
     text = (files("vocalremover") / "report.html").read_text(encoding="utf-8")
     cut = re.split(r"^<!-- part: (\w+) -->\n", text, flags=re.MULTILINE)
     return {name: Template(part) for name, part in zip(cut[1::2], cut[2::2], strict=True)}
-
-
-def _is_page(path: Path) -> bool:
-    with suppress(OSError), open(path, "rb") as file:
-        return MARK.encode() in file.read(1024)
-    return False

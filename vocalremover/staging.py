@@ -62,6 +62,13 @@ def sweep(parent: Path) -> None:
                     _sweep(Path(entry.path))
 
 
+def bears(path: Path, mark: str) -> bool:
+    """Whether a file has the mark in its first bytes, by which what we made may be replaced."""
+    with suppress(OSError), open(path, "rb") as file:
+        return mark.encode() in file.read(1024)
+    return False
+
+
 def _locked(parent: Path) -> tuple[Path, int]:
     while True:
         folder = parent / f"{PREFIX}{token_hex(6)}"

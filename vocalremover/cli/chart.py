@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -43,13 +41,6 @@ def draw(results: Mapping[str, Sequence[SongScores]], measure: str = "sdr") -> s
     for panel, stem in enumerate(STEMS):
         drawn.extend(_panel(results, stem, NAMES + panel * PANEL, measure))
     return "\n".join([*drawn, "</svg>\n"])
-
-
-def is_chart(path: Path) -> bool:
-    """Whether a file is such a picture."""
-    with suppress(OSError), open(path, "rb") as file:
-        return MARK.encode() in file.read(1024)
-    return False
 
 
 def _panel(results: Mapping[str, Sequence[SongScores]], stem: str, left: int, measure: str) -> list[str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vocalremover.cli.chart import draw, is_chart
 from vocalremover.cli.options import Computing, grouped
 from vocalremover.cli.output import emit, printable, say, shorten
 from vocalremover.cli.sections import Command, option
@@ -50,11 +49,14 @@ def command(
     Each song is separated as `separate` does it. The floor is the untouched mixture taken for each stem, the ceiling
     the ideal ratio mask. Without a model and without stems, the default model is scored.
     """
+    from vocalremover.cli.chart import MARK, draw
+    from vocalremover.staging import Staging, bears
+
     if plot and plot.suffix.lower() != ".svg":
         raise click.UsageError(f"--plot {plot}: the picture is an SVG; name it {plot.with_suffix('.svg').name}")
     if plot and not plot.parent.is_dir():
         raise click.UsageError(f"--plot {plot}: there is no folder {plot.parent}")
-    if plot and plot.exists() and not is_chart(plot):
+    if plot and plot.exists() and not bears(plot, MARK):
         raise click.UsageError(f"--plot {plot} exists and is no picture of scores; choose another name")
     device, *others = computing.devices()
     if others:
@@ -83,8 +85,6 @@ def command(
         elif tables:
             emit("\n\n".join(tables))
     if plot:
-        from vocalremover.staging import Staging
-
         with Staging(plot.parent) as folder:
             (folder / "plot").write_text(draw(results), encoding="utf-8")
             (folder / "plot").replace(plot)

@@ -38,9 +38,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
         return value
     if is_dataclass(hint):
         return from_table(hint, value, where)
-    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise UsageError(f"{where} must be a list, not {value!r}")
         return tuple(_value(options[0], each, f"{where}.{place}") for place, each in enumerate(value))
-    if origin not in (None, tuple) and isinstance(value, Mapping) and len(options) == 2:
+    if origin is not None and isinstance(value, Mapping) and len(options) == 2:
         return {str(key): _value(options[1], each, f"{where}.{key}") for key, each in value.items()}
     if hint is Any or (hint in (bool, int, str) and type(value) is hint):
         return value
@@ -49,8 +51,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:  # noqa: ANN401
             return float(value)
         except (TypeError, ValueError):
             pass
-    if origin is tuple:
-        raise UsageError(f"{where} must be a list, not {value!r}")
     wanted = f"one of {', '.join(map(str, options))}" if origin is Literal else f"a {getattr(hint, '__name__', hint)}"
     raise UsageError(f"{where} must be {wanted}, not {value!r}")
 
