@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -189,6 +190,8 @@ def main() -> None:
     if options.task:
         print(json.dumps(child(options.task, options.device)))
         return
+    if find_spec("matplotlib") is None:
+        parser.error("the picture needs matplotlib: pip install matplotlib")
     longest = {"tiny": options.hours * HOUR, "default": options.minutes * MINUTE}
     points = {name: curve(name, seconds, options.runs, options.device) for name, seconds in longest.items()}
     show(row for name, some in points.items() for row in told(name, some))

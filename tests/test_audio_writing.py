@@ -329,6 +329,38 @@ def test_what_is_no_number_is_not_written(tmp_path: Path, number: float) -> None
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["mp3", "opus", "ogg", "m4a"])
+def test_what_an_encoder_cannot_take_is_refused_by_us(tmp_path: Path, name: str) -> None:
+    """Beyond all bounds LAME ends the program, and Opus writes silence."""
+    old = tmp_path / f"song.{name}"
+    old.write_text("old")
+    with pytest.raises(AudioError, match="full scale"):
+        write(old, 1e7 * noise(2, 22050), 44100)
+    assert old.read_text() == "old" and list(tmp_path.iterdir()) == [old]
+    write(old, 500 * noise(2, 22050), 44100)
+    assert read(old)[0].abs().max() > 0.5
+
+
+@pytest.mark.parametrize(
+    "song",
+    [torch.zeros(100), torch.zeros(1, 2, 100), np.zeros((2, 100)), torch.ones(2, 100, dtype=torch.int16),
+     torch.zeros(2, 100, dtype=torch.complex64), torch.zeros(44100, 2), torch.zeros(2, 100).to_sparse()],
+)  # fmt: skip
+def test_what_is_no_song_is_not_written(tmp_path: Path, song: object) -> None:
+    with pytest.raises(AudioError, match="a song is"):
+        write(tmp_path / "song.wav", song, 44100)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "m4a", "ogg", "opus"])
+def test_a_rate_may_be_any_kind_of_number(tmp_path: Path, name: str) -> None:
+    for rate in (np.int64(44100), float(44100)):
+        write(tmp_path / f"song.{name}", noise(2, 4410), rate)
+    for rate in (0, -1, 44100.5, float("nan"), 1 << 40, None, "44100"):
+        with pytest.raises(UsageError):
+            write(tmp_path / f"song.{name}", noise(2, 4410), rate)
+
+
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "song.wav"
     path.write_bytes(b"old")

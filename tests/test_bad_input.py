@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import soundfile
 import torch
 from torch.testing import assert_close
 
+from vocalremover import checkpoint
 from vocalremover.audio import read
 from vocalremover.batch import JOURNAL, Job, Result, Summary
 from vocalremover.cli.screen import Screen
@@ -211,8 +213,8 @@ def test_no_write_permission(separate: Command, make_song: Command, locked_folde
 def test_a_file_in_the_place_of_the_output_folder(separate: Command, make_song: Command, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("taken")
     outcome = separate(make_song(), "-o", tmp_path / "out")
-    assert outcome.code == 1
-    assert str(tmp_path / "out") in outcome.err
+    assert outcome.code == 2
+    assert f"{tmp_path / 'out'} is a file" in outcome.err
 
 
 def test_what_the_system_refuses_is_a_sentence(command: Command, tiny_model: Path, tmp_path: Path) -> None:
@@ -295,6 +297,25 @@ def test_the_same_folder_twice(separate: Command, make_song: Command) -> None:
     assert files(song.parent) == ["song.wav", "song_Instrumental.wav", "song_Vocals.wav"]
 
 
+def test_of_several_songs_every_sentence_names_its_own(separate: Command, make_song: Command, tmp_path: Path) -> None:
+    good, bad = make_song(), tmp_path / "loud.wav"
+    soundfile.write(bad, np.full((5000, 2), 1e20, np.float32), 44100, "FLOAT")
+    outcome = separate(good, bad)
+    (error,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
+    assert outcome.code == 1 and error.startswith(f"error: {bad}: the song holds samples beyond")
+    assert outcome.err.count(str(bad)) == 2, "in its line and in the sum at the end"
+
+
+def test_a_log_on_a_full_disk_stops_no_work(tmp_path: Path, make_song: Command, tiny_model: Path) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no disk that is always full")
+    song = make_song()
+    words = [sys.executable, "-m", "vocalremover", "separate", song, "-m", tiny_model, "-d", "cpu"]
+    with open("/dev/full", "w") as full:
+        subprocess.run(words, stderr=full, check=True, capture_output=False, stdout=subprocess.DEVNULL)
+    assert files(song.parent) == ["song.wav", "song_Instrumental.wav", "song_Vocals.wav"]
+
+
 # Streams that are closed
 
 
@@ -302,7 +323,7 @@ def test_closed_streams(tmp_path: Path, make_song: Command, monkeypatch: pytest.
     monkeypatch.setattr("sys.stderr", None)
     monkeypatch.setattr("sys.stdout", None)
     job = Job(make_song(), {"vocals": tmp_path / "vocals.wav"})
-    with Screen(0, [job]) as screen:
+    with Screen(0, [job, Job(tmp_path / "other.wav", {})]) as screen:
         for _ in screen.progress(iter([torch.zeros(2, 10)]), job, "separating", 10):
             pass
         screen.result(Result(job, 1.0, 1.0, ("a warning",)))
@@ -337,6 +358,16 @@ def test_unknown_model(command: Command, make_song: Command) -> None:
     assert outcome.code == 4
     assert "v99" in outcome.err
     assert "v10" in outcome.err
+
+
+def test_weights_that_are_no_numbers(command: Command, make_song: Command, tiny_model: Path, tmp_path: Path) -> None:
+    spec, network = checkpoint.load(tiny_model)
+    weights = {name: value * float("nan") for name, value in network.state_dict().items()}
+    checkpoint.save(tmp_path / "weights.safetensors", spec, weights)
+    outcome = command("separate", make_song(), "-m", tmp_path / "weights.safetensors", "-d", "cpu")
+    assert outcome.code == 4 and "weights" in outcome.err
+    outcome = command("convert", tmp_path / "weights.safetensors", tmp_path / "again.safetensors")
+    assert outcome.code == 4 and not (tmp_path / "again.safetensors").exists()
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])

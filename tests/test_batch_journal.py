@@ -293,7 +293,11 @@ def note(folder: Path, track: str, making: dict[str, object]) -> None:
 def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
     note(tmp_path, "first", {"model": "a"})
     with open(tmp_path / batch.JOURNAL, "ab") as journal:
-        journal.write(b'[1]\n"text"\n{"outputs": {"vocals": 3}}\n\xff\xfe\n\n{"state": "done", "outp')
+        journal.write(b'[1]\n"text"\n{"outputs": {"vocals": 3}}\n\xff\xfe\n\n' + b"[" * 100_000 + b"\n")
+        origin = {"size": 1, "mtime_ns": 1, "sha256": "", "making": "", "state": "done"}
+        for odd in ({"input": [1]}, {"input": "a", "size": {}}, {"input": "a", "making": []}):
+            journal.write(json.dumps({**origin, **odd, "outputs": {"vocals": ["third.wav", 1, 1]}}).encode() + b"\n")
+        journal.write(b'{"state": "done", "outp')
     note(tmp_path, "second", {"model": "a"})
     journal = Journal(tmp_path)
     assert journal.entry(tmp_path / "first.wav").done

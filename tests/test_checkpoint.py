@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import stat
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -264,6 +265,24 @@ def test_code_in_a_checkpoint_never_runs(tmp_path: Path, state: dict[str, Tensor
     # the payload is real: an unsafe load would have run it
     torch.load(path, weights_only=False)
     assert proof.exists()
+
+
+def test_an_archive_that_two_readers_would_see_differently_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    """zipfile finds its way where bytes stand before an archive; PyTorch would look for another list of entries."""
+    path = tmp_path / "model.pth"
+    torch.save(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[:30] + bytes(200) + content)
+    assert "not an archive as PyTorch writes it" in refused(path)
+
+
+def test_a_tar_file_is_refused(tmp_path: Path) -> None:
+    """Before 2.6, PyTorch ran what it found in one, whatever `weights_only` said (CVE-2025-32434)."""
+    path = tmp_path / "model.pth"
+    with tarfile.open(path, "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo((b"\x80\x02N." * 5).decode("latin-1")))
+    assert path.read_bytes()[:1] == b"\x80"
+    assert "not a checkpoint" in refused(path)
 
 
 SCALAR = np.float64(1).__reduce__()[0]

@@ -269,6 +269,39 @@ def test_what_is_left_out_is_left_out_of_a_prepared_cache_as_well(
         gather(Sources(held_out=("voices/",)), tmp_path / "cache")
 
 
+def test_a_copy_of_what_is_judged_is_left_out(sources: Sources, data: Path, tmp_path: Path) -> None:
+    """On another machine all paths are others."""
+    save(data / "voices/ben.flac", noise(4, 1))
+    gather(sources, tmp_path / "cache")
+    copy = shutil.copy(data / "voices/ben.flac", tmp_path / "elsewhere.flac")
+    for named in (Sources(), sources):
+        catalogue = gather(replace(named, judged=frozenset({copy})), tmp_path / "cache")
+        assert {voice.source for voice in catalogue.voices} == {"voices/anna.flac"}
+
+
+def test_melodies_are_owed_to_who_spoke(data: Path, tmp_path: Path) -> None:
+    save(data / "vocals/anna.flac", noise(4, 1))
+    (data / "manifest.csv").write_text(
+        "path,kind,artist,licence\nvocals/anna.flac,speech,Anna,CC BY 4.0\nbackings/drums.flac,instrumental,Bob,CC0\n"
+    )
+    named = Sources(manifest=data / "manifest.csv")
+    gather(named, tmp_path / "cache")
+    store = Cache(tmp_path / "cache")
+    path = write_entry(store.folder, melody_name("vocals__anna.flac"), noise(6, 1).numpy())
+    store.note(entry_of(Recording(path.stem, "", "melody", ()), path, 1, SAMPLES))
+    catalogue = gather(named, tmp_path / "cache")
+    assert {voice.kind for voice in catalogue.voices} == {"speech", "melody"}
+    assert "unknown" not in catalogue.credits and catalogue.credits.count("CC BY 4.0") == 1
+
+
+def test_stems_with_other_channels_than_the_song_are_told(sources: Sources, data: Path, tmp_path: Path) -> None:
+    (data / "songs/six").mkdir(parents=True)
+    write(data / "songs/six/mixture.wav", noise(1).repeat(3, 1), 44100)
+    write(data / "songs/six/vocals.wav", noise(2), 44100)
+    catalogue = gather(replace(sources, pairs=(data / "songs",)), tmp_path / "cache")
+    assert any("channels" in problem for problem in catalogue.problems) and catalogue.voices
+
+
 def test_some_are_drawn_more_often_and_others_less(sources: Sources, data: Path, tmp_path: Path) -> None:
     for name in ("anna", "ben", "carl"):
         save(data / f"voices/{name}.flac", noise(1, 1, 24 * RATE))

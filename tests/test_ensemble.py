@@ -1,7 +1,7 @@
 """Several models, one rule: what they agree on stays, stems sum to the song, and nothing depends on how it is cut."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from voices import (
 )
 
 from vocalremover import checkpoint
-from vocalremover.chunks import Chunking, Queue
+from vocalremover.chunks import Chunking, Queue, tap
 from vocalremover.ensemble import METHODS, Ensemble, Rule
 from vocalremover.ensemble.rules import common_grid
 from vocalremover.errors import AudioError, ModelError, UsageError
@@ -266,6 +266,25 @@ def test_the_peak_of_every_grid_in_one_pass() -> None:
     assert plain.peak([song], RATE) == pytest.approx((None, expected[0]))  # who needs none would divide by it
     with pytest.raises(UsageError, match="peak"):
         ensemble.stream([song], RATE)
+
+
+def test_a_song_of_one_block_is_measured_in_pieces() -> None:
+    wide = []
+
+    class Heard(Separator):
+        def levels(self, blocks: Iterable[Tensor], rate: int) -> Iterator[Tensor]:
+            return super().levels(tap(blocks, wide), rate)
+
+    class Widths(list):
+        def push(self, block: Tensor) -> None:
+            self.append(block.shape[-1])
+
+    wide = Widths()
+    voices = [Heard(replace(spec, peak=True), soft(3)) for spec in (SPEC, OTHER)]
+    song = noise(2, 300_000).requires_grad_()
+    stems = Ensemble(voices).separate(song, RATE)
+    assert len(wide) == 2 * 5 and max(wide) == 1 << 16
+    assert not any(stem.requires_grad for stem in stems.values())
 
 
 @pytest.mark.parametrize("rule", [Rule("min"), Rule("median"), Rule("avg", "wave"), Rule("original")])

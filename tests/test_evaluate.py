@@ -291,6 +291,17 @@ def test_what_is_missing_is_told_before_anything_is_scored(
         assert "[1/2]" not in outcome.err
 
 
+def test_stems_of_another_length_are_told(command: Callable, tmp_path: Path) -> None:
+    for name, seconds in (("mixture", 4), ("vocals", 2)):
+        (tmp_path / "data/song").mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "data/song" / f"{name}.wav", noise(0, seconds), RATE)
+    shutil.copytree(tmp_path / "data", tmp_path / "stems")
+    outcome = command("evaluate", "--data", tmp_path / "data", "--stems", tmp_path / "stems")
+    assert outcome.code == 0 and "vocals.wav lasts 2.00 s and mixture.wav 4.00 s" in outcome.err
+    outcome = command("evaluate", "--data", tmp_path / "data", "--stems", tmp_path / "nowhere")
+    assert outcome.code == 5 and "no such folder" in outcome.err
+
+
 def test_songs_are_scored_on_one_device(command: Callable, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vocalremover.devices.choose_devices", lambda chosen: ["cuda:0", "cuda:1"])
     outcome = command("evaluate", "--data", data, "-d", "all")

@@ -124,6 +124,11 @@ def test_pictures_do_not_depend_on_blocks(tmp_path: Path, monkeypatch: pytest.Mo
 # Pictures
 
 
+def test_a_picture_is_a_pixel_wide_at_least() -> None:
+    content = pictures.png(np.zeros((72, 0), np.uint8), [(0, 0, 0, 255)])
+    assert struct.unpack(">II", content[16:24]) == (1, 72)
+
+
 def test_a_spectrogram_shows_a_tone_at_its_pitch(tmp_path: Path) -> None:
     def row(hertz: float) -> int:
         sound = measure(saved(tmp_path / "tone.wav", tone(hertz)))

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from vocalremover.voxaug.keys import WINDOW, pitch_classes
-from vocalremover.voxaug.reuse import GAIN_DB, Rendering, Shelf
+from vocalremover.voxaug.reuse import GAIN_DB, Rendering, Repertoire
 
 LENGTH = 50
 RATE = 44100
-SHELF = Shelf(seed=3, times=4, places=6, candidates=1, samples=20, rate=RATE)
+SHELF = Repertoire(seed=3, times=4, places=6, candidates=1, samples=20, rate=RATE)
 
 
 def rendering(number: int) -> Tensor:

@@ -500,6 +500,11 @@ def test_mel_bands_are_librosas(count: int, n_fft: int, rate: int) -> None:
         assert mel_bands(count, n_fft, rate, corners) == tuple(tuple(row.nonzero()[0].tolist()) for row in covered)
 
 
+def test_a_bank_of_too_many_bands_is_refused_before_it_is_made() -> None:
+    with pytest.raises(ModelError, match="30000 mel bands"):
+        mel_bands(30000, 8192, 44100)
+
+
 def test_released_bank() -> None:
     """60 bands of 2048 samples have 1979 bins, and no bin lies in more than two of them."""
     bands = mel_bands(60, 2048, 44100)

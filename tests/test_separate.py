@@ -313,8 +313,12 @@ def test_a_song_too_loud_for_its_energy() -> None:
         separator(constant(1.0)).separate(noise(2, 5000) * 1e36, RATE)
 
 
-@pytest.mark.parametrize("song", [torch.zeros(100), torch.zeros(2, 100, dtype=torch.int16), torch.zeros(0, 100)])
-def test_not_a_song(song: Tensor) -> None:
+@pytest.mark.parametrize(
+    "song",
+    [torch.zeros(100), torch.zeros(2, 100, dtype=torch.int16), torch.zeros(0, 100), torch.zeros(44100, 2),
+     torch.zeros(2, 100).numpy(), torch.zeros(2, 100).to_sparse()],
+)  # fmt: skip
+def test_not_a_song(song: object) -> None:
     with pytest.raises(AudioError, match="channels, samples"):
         separator(constant(1.0)).separate(song, RATE)
 
@@ -432,8 +436,10 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"size": 0}, {"context": -1}, {"batch": 0}, {"precision": "int8"}, {"precision": "fp16"}]
-)
+    "wrong",
+    [{"size": 0}, {"context": -1}, {"batch": 0}, {"precision": "int8"}, {"precision": "fp16"}, {"segment": 1e9},
+     {"context": 10**7}],
+)  # fmt: skip
 def test_settings_that_cannot_be(wrong: dict) -> None:
     with pytest.raises(UsageError):
         separator(constant(1.0), **wrong)
@@ -447,6 +453,10 @@ def test_load(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Separator.load("toy", "cpu", Inference(size=48, context=7, batch=3))
     assert (ours.spec.name, ours.chunking, ours.batch) == ("toy", Chunking(48, 7), 3)
     assert ours.device == torch.device("cpu") and ours.stems == ("vocals", "instrumental")
+    assert Separator.load("toy", torch.device("cpu"), stems="vocals").stems == ("vocals",)
+    for rate in (0, "44100"):
+        with pytest.raises(UsageError, match="sample rate"):
+            ours.separate(noise(2, 5000), rate)
 
 
 @pytest.mark.gpu

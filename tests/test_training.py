@@ -1,7 +1,9 @@
 """Laws of a training run: it learns, it goes on bit for bit, several processes are one, what breaks is told."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,17 +23,17 @@ from vocalremover.checkpoint import load, save
 from vocalremover.cli.train import sentence
 from vocalremover.dataset import Catalogue, Sources, prepare
 from vocalremover.dataset.cache import RATE
-from vocalremover.errors import InputError, TrainingError, UsageError
+from vocalremover.errors import TrainingError, UsageError
+from vocalremover.evaluate.scores import find_songs, plain
 from vocalremover.models import MODELS
 from vocalremover.separate import Separator
 from vocalremover.training import losses, validation
 from vocalremover.training.distributed import World
-from vocalremover.training.journal import read_journal
+from vocalremover.training.journal import DIGITS, Journal, read_journal
 from vocalremover.training.muon import Muon
 from vocalremover.training.recipe import Recipe, read_recipe
 from vocalremover.training.shelf import Clock
 from vocalremover.training.train import Run, begin, train
-from vocalremover.training.validation import find_songs
 
 CPU = World(0, 1, torch.device("cpu"))
 SHORT = ["stft={n_fft: 512, hop: 256}", "stages=[{frames: 32, batch: 2}]", "log_steps=1", "schedule.warm_up=2"]
@@ -162,7 +164,7 @@ def test_a_run_learns_and_leaves_what_separates(make_run: Callable[..., Run], fo
     assert np.mean(told[-5:]) < 0.8 * np.mean(told[:5])
     scores = [line for line in lines if "score" in line]
     assert [line["step"] for line in scores] == [20, 40]
-    assert lines == read_journal(run.out / "log.jsonl")
+    assert plain(lines, DIGITS) == read_journal(run.out / "log.jsonl")
     names = {path.name for path in run.out.iterdir()}
     assert names >= {"best.safetensors", "last.safetensors", "step_00000020.safetensors", "loss.png", "recipe.yaml",
                      "spectrograms.png", "CREDITS.md", "last.pt"}  # fmt: skip
@@ -493,18 +495,38 @@ def test_a_compiled_network_is_saved_under_its_own_names(
     load(run.out / "best.safetensors")
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["optimiser.clip=-1", "optimiser.layer_decay=0", "masking.token=0", "masking.rate=2", "augmentation={no_voice: 7}",
+     "augmentation={voice: {speed: [2, -4, 4]}}", "stages=[{frames: 32}, {frames: 64, until: 10}]",
+     "stages=[{frames: 32, until: 9}, {frames: 64, until: 9}, {frames: 64}]"],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(make_run: Callable[..., Run], change: str) -> None:
+    with pytest.raises(UsageError):
+        list(train(make_run(read_recipe("thin", changes=[*THIN, change], steps=1)), CPU))
+
+
+def test_what_json_cannot_hold_is_logged_as_nothing(tmp_path: Path) -> None:
+    Journal(tmp_path, 0).note({"step": 1, "score": -math.inf, "songs": {"one": math.nan, "two": 1 / 3}})
+    line = {"step": 1, "score": None, "songs": {"one": None, "two": 0.33333333}}
+    assert [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()] == [line]
+
+
+def test_the_songs_to_validate_on_are_those_of_the_manifest(folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(folder / "songs/one", tmp_path / name)
+    stem = next((tmp_path / "one").glob("vocals.*")).suffix
+    rows = [f"{song}/{part}{stem},{kind}" for song, kind in (("one", "multitrack"), ("two", "validation"))
+            for part in ("instrumental", "vocals")]  # fmt: skip
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,kind", *rows]) + "\n")
+    assert [song.name for song in find_songs(tmp_path)] == ["two"]
+
+
 def test_tensorboard_gets_the_numbers_of_the_log(make_run: Callable[..., Run]) -> None:
     pytest.importorskip("tensorboard")
     run = make_run(read_recipe("thin", changes=THIN, steps=2), tensorboard=True)
     list(train(run, CPU))
     assert list((run.out / "tensorboard").glob("events.out.*"))
-
-
-def test_songs_to_validate_on_must_be_there(folder: Path) -> None:
-    assert [song.name for song in find_songs(folder / "songs")] == ["one"]
-    assert find_songs(None) == []
-    with pytest.raises(InputError, match="vocals"):
-        find_songs(folder / "vocals")
 
 
 def sections(told: str) -> int:
@@ -525,7 +547,9 @@ def test_the_command_prepares_trains_and_tells_what_is_missing(
     assert trained.code == 0, trained.err
     assert trained.out.strip() == str(tmp_path / "run" / "best.safetensors")
     assert "validation" in trained.err
-    often = command("train", "prepare", "--cache", tmp_path / "cache", "--often", "vocals/=100", "--often", "x=y=2")
+    often = command(
+        *words(tmp_path, tmp_path / "often", "thin", THIN, "--steps", "1"), "--often", "vocals/=100", "--often", "x=y=2"
+    )
     assert often.code == 0 and "warning: x=y: no recording begins so" in often.err
     assert sections(often.err) == 100 * sections(prepared.err)
     validated = command(

@@ -136,6 +136,15 @@ def test_parcels_may_come_one_after_the_other(parcels: list[Path], cache: Path, 
     assert done.entries == done.of and relative(load(tmp_path / "cache")) == relative(load(cache))
 
 
+def test_a_parcel_that_was_unpacked_may_go(parcels: list[Path], tmp_path: Path) -> None:
+    for path in parcels:
+        arrived = tmp_path / path.stem
+        arrived.mkdir()
+        shutil.copy(path, arrived)
+        done = unpack(arrived, tmp_path / "cache", workers=0)
+    assert (done.entries, done.missing) == (done.of, ()) and not load(tmp_path / "cache").problems
+
+
 def test_damage_is_told_and_the_rest_is_used(parcels: list[Path], tmp_path: Path) -> None:
     arrived = shutil.copytree(parcels[0].parent, tmp_path / "arrived")
     content = bytearray((arrived / parcels[0].name).read_bytes())
@@ -323,10 +332,14 @@ def test_a_state_that_is_too_large_to_travel_leaves_its_weights(
     monkeypatch.setattr(pieces, "TOGETHER", sizes["last.pt"] - 1)
     done = command(*words(cache, first, 1, "--ship", shipped))
     assert json.loads(done.out)["left_behind"] == ["last.pt"]
-    done = command(*words(cache, out, 0, "--join", shipped))
-    assert done.code == 0 and "begins with its averaged weights" in done.err
+    done = command(*words(cache, out, 1, "--join", shipped, "--start", "default"))
+    assert done.code == 0 and "with its averaged weights" in done.err
     states = [torch.load(folder / "last.pt", weights_only=True)["averaged"] for folder in (first, out)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    shutil.rmtree(out)
+    assert command(*words(cache, out, 3, "--join", shipped)).code == 0
+    log = [(line["step"], line["drawn"]) for line in read_journal(out / "log.jsonl")]
+    assert log == [(1, 2), (2, 4), (3, 6)], "no example is heard again, and nothing of the log is lost"
 
 
 def test_a_cache_without_a_backing_is_refused(command: Callable, cache: Path, tmp_path: Path) -> None:
@@ -389,7 +402,7 @@ def test_only_the_batch_of_the_run_is_compiled_and_only_in_time(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float] = []
-    for measurement in ("_rate", "learning_rate_of"):
+    for measurement in ("_rate", "speed_of_learning"):
         monkeypatch.setattr(pieces, measurement, lambda *given: 1.0)
     monkeypatch.setattr(pieces, "try_compiled", lambda recipe, device, seconds, limit: limits.append(limit))
     run = Run(read_recipe("thin", changes=TINY, steps=1), tmp_path / "run", load(cache), workers=0)
@@ -408,7 +421,7 @@ def test_what_windows_lacks_is_not_needed(parcels: list[Path], tmp_path: Path, m
     """Groups of processes, and files that are open twice."""
     for place, name in ((os, "killpg"), (os, "setsid"), (tempfile, "NamedTemporaryFile")):
         monkeypatch.delattr(place, name)
-    monkeypatch.setattr(pieces, "learning_rate_of", lambda *given: 1.0)
+    monkeypatch.setattr(pieces, "speed_of_learning", lambda *given: 1.0)
     recipe = read_recipe("thin", changes=TINY, steps=1)
     assert pieces.try_compiled(recipe, CPU.device, 0.1, limit=0.1) is None
     ours, theirs = get_context("spawn").Pipe(duplex=False)
@@ -424,6 +437,11 @@ def test_what_is_too_large_stays_behind(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / name).write_bytes(bytes(size))
     assert pieces.ship(tmp_path, tmp_path / "out", 20) == ["last.pt"]
     assert len(list((tmp_path / "out").iterdir())) == 5 <= pieces.FILES - 1
+    monkeypatch.setattr(pieces, "TOGETHER", 200)
+    assert pieces.ship(tmp_path, tmp_path / "out", 50) == []
+    (tmp_path / "last.pt").write_bytes(bytes(300))
+    assert pieces.ship(tmp_path, tmp_path / "out", 50) == ["last.pt"]
+    assert not list((tmp_path / "out").glob("last.pt*")), "an earlier state would be joined with later weights"
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ _allowed: list[bool] = []  # what `exactly` found each time it was entered and n
 _changing = Lock()
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The device called "cpu", "cuda", "cuda:N" or "mps"; "auto" is the first of cuda, mps and cpu that is there.
 
     Raises DeviceError for an unknown name and for a device that was asked for and is absent.
     """
+    name = str(name)
     kind, colon, number = name.partition(":")
     if name not in ("auto", "cpu", "cuda", "mps") and not (kind == "cuda" and number.isascii() and number.isdigit()):
         raise DeviceError(f"there is no device {name!r}: choose auto, cpu, cuda, cuda:N or mps")

@@ -165,7 +165,8 @@ def spectrogram(sound: Sound, top: float) -> bytes:
 
 
 def png(pixels: np.ndarray, palette: list[tuple[int, int, int, int]]) -> bytes:
-    """Indices `[height, width]` into a palette of red, green, blue and opacity -> the bytes of a PNG file.
+    """Indices `[height, width]` into a palette of red, green, blue and opacity -> the bytes of a PNG file, which has to
+    be a pixel wide.
 
     Source: the PNG specification, third edition: IHDR, PLTE, tRNS, IDAT with filter 0, IEND.
     """
@@ -173,6 +174,7 @@ def png(pixels: np.ndarray, palette: list[tuple[int, int, int, int]]) -> bytes:
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
+    pixels = pixels if pixels.shape[1] else np.zeros((len(pixels), 1), np.uint8)
     height, width = pixels.shape
     lines = np.pad(pixels.astype(np.uint8), ((0, 0), (1, 0)))  # every line begins with its filter
     colours = np.array(palette, np.uint8)

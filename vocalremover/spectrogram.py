@@ -194,9 +194,12 @@ class STFT:
         # Farther from the ends of the song than a frame reaches, all rows lie under the same windows.
         steps = -(-self.n_fft // self.hop)
         first, frames = min(first, steps - 1), None if frames is None else min(frames, steps - 1)
-        rows = 1 if frames is None and first == steps - 1 else sums.shape[-2]
-        window = self._weights(sums)
-        return sums / _divisors(window, self.hop, first, rows, frames)
+        rows = sums.shape[-2]
+        told = rows if frames is not None else min(rows, steps - first)
+        divisors = _divisors(self._weights(sums), self.hop, first, told, frames)
+        if 1 < told < rows:
+            divisors = torch.cat([divisors, divisors[-1:].expand(rows - told, -1)])
+        return sums / divisors
 
 
 @lru_cache(maxsize=32)

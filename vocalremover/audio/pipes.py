@@ -95,7 +95,9 @@ class PipeWriter(Writer):
             return
         try:
             self._finish()
-        except (OSError, RuntimeError) as failure:
+        except BaseException as failure:
+            self._thread.end()
+            self._sink.abort()
             raise self._translated(failure) from failure
         self._flush()
 

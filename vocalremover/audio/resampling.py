@@ -11,6 +11,8 @@ import soxr
 import torch
 from torch import Tensor
 
+from vocalremover.audio.demands import demand_rate
+
 
 class Resampler:
     """Converts a song that arrives in pieces.
@@ -20,6 +22,8 @@ class Resampler:
     """
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
+        """Rates in Hz. Raises UsageError for what is none."""
+        from_rate, to_rate = demand_rate(from_rate), demand_rate(to_rate)
         # A stream for each channel: soxr would want the channels in turns, and take them apart again.
         self._streams = [
             soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ") for _ in range(channels)

@@ -20,6 +20,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from vocalremover.audio.demands import demand_audio, demand_rate, demand_song
 from vocalremover.audio.layouts import LAYOUTS
 from vocalremover.audio.outs import OutFile
 from vocalremover.audio.resampling import Resampler
@@ -32,6 +33,8 @@ from vocalremover.threads import Aside
 OPUS_RATE = 48000
 # Bytes: more than the encoders' small pages, and less than a piece of a wav, which then goes to the disk uncopied.
 BUFFER = 1 << 16
+FASTEST = 10_000_000  # Hz; what a wav says of a second has to fit into 32 bits
+LOUDEST = 1000  # of a sample in a format that loses something, where full scale is 1
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 AAC_RATES = (7350, *MP3_RATES, 64000, 88200, 96000)
 # The layouts of Vorbis I, 4.3.9, which opus has too, and what may be called so without moving a loudspeaker.
@@ -132,15 +135,15 @@ class Writer:
         layout: str | None = None,
     ) -> None:
         self.path = Path(path)
-        self.rate = rate
+        self.rate = demand_rate(rate)
         self.channels = channels
         self.encoding = encoding or Encoding()
         self.peak = 0.0
         self._tags = tags or Tags()
         self._layout = self._check(layout)
         self._part: Path | None = None
-        convert = self.encoding.format == "opus" and rate != OPUS_RATE
-        self._resampler = Resampler(rate, OPUS_RATE, channels) if convert else None
+        convert = self.encoding.format == "opus" and self.rate != OPUS_RATE
+        self._resampler = Resampler(self.rate, OPUS_RATE, channels) if convert else None
 
     def __enter__(self) -> "Writer":
         try:
@@ -161,7 +164,8 @@ class Writer:
 
     def write(self, block: Tensor) -> None:
         """Appends `[channels, samples]`. Raises AudioError where the disk does not take it or it is not a number."""
-        if block.dim() != 2 or block.shape[0] != self.channels:
+        demand_audio(block)
+        if block.shape[0] != self.channels:
             raise ValueError(f"a block of shape {tuple(block.shape)} is not [{self.channels}, samples]")
         if not block.shape[1]:
             return
@@ -170,11 +174,15 @@ class Writer:
         peak = max(-float(low), float(high))
         if not peak < float("inf"):
             raise AudioError(f"{self.path}: the samples to be written are not all numbers (NaN or infinite).")
+        if FORMATS[self.encoding.format].bitrate and peak > LOUDEST:  # LAME would end the program, and Opus be silent
+            raise AudioError(
+                f"{self.path}: samples reach {peak:g}, where full scale is 1: {self.encoding.format} cannot hold that."
+            )
         self.peak = max(self.peak, peak)
         try:
             self._aside(self._sink.write, (self._resampler.push(block) if self._resampler else block).numpy())
             self._out.check()
-        except (OSError, RuntimeError) as error:
+        except Exception as error:
             raise self._translated(error) from error
 
     def __exit__(
@@ -219,7 +227,7 @@ class Writer:
     def _check(self, layout: str | None) -> str:
         """The layout to write; raises UsageError where the format cannot hold the song."""
         name, known = self.encoding.format, FORMATS[self.encoding.format]
-        if self.channels < 1 or self.rate < 1:
+        if self.channels < 1 or self.rate > FASTEST:
             raise UsageError(f"{self.path}: {self.channels} channels at {self.rate} Hz are no sound.")
         if self.channels > known.channels:
             able = ", ".join(other for other, of in FORMATS.items() if of.channels >= self.channels)
@@ -285,10 +293,11 @@ class Writer:
 def write(
     path: str | os.PathLike, audio: Tensor, rate: int, encoding: Encoding | None = None, tags: Tags | None = None
 ) -> None:
-    """Writes a whole song `[channels, samples]`; the format is told by the name where no encoding is given.
+    """Writes a whole song `[channels, samples]`, over what had the name; that tells the format without an encoding.
 
     Raises UsageError and AudioError as Writer does.
     """
+    demand_song(audio)
     with Writer(path, rate, audio.shape[0], encoding or Encoding.of(path), tags) as writer:
         for block in audio.split(1 << 16, dim=1):
             writer.write(block)

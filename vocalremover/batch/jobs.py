@@ -11,3 +11,8 @@ class Job:
     input: Path
     outputs: dict[str, Path]
     problem: str | None = None
+
+    def told(self, sentence: str) -> str:
+        """A sentence about the job, with the song's path before it where it names neither the song nor a stem."""
+        files = (self.input, *self.outputs.values())
+        return sentence if any(path.name in sentence for path in files) else f"{self.input}: {sentence}"

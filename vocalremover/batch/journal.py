@@ -167,7 +167,7 @@ class Journal:
         with open(path, "rb") as lines:
             lines.seek(self._read)
             for line in lines:
-                with suppress(KeyError, TypeError, ValueError, AttributeError):
+                with suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError):
                     self._learn(_entries(json.loads(line)))
                 self._read += len(line) if line.endswith(b"\n") else 0
         self._seen = seen
@@ -196,9 +196,13 @@ class Journal:
 
 
 def _entries(record: dict) -> dict[str, Entry]:
-    """What a line says, by the keys of the outputs."""
+    """What a line says, by the keys of the outputs. Raises one of several errors for a line that no run has written."""
     if "outputs" not in record:
         return {}
+    texts = (record["input"], record["sha256"], record["making"], *(key for key, *_ in record["outputs"].values()))
+    numbers = (record["size"], record["mtime_ns"], *(n for _, *both in record["outputs"].values() for n in both))
+    if not (all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)):
+        raise TypeError("texts and whole numbers are wanted")
     origin = Origin(record["input"], Stamp(record["size"], record["mtime_ns"]), record["sha256"])
     return {
         key: Entry(stem, Stamp(size, mtime_ns), origin, record["making"], record["state"] == "done")

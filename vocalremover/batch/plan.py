@@ -29,6 +29,8 @@ def plan(
     """
     if shard and not 1 <= shard[0] <= shard[1]:
         raise UsageError(f"there is no shard {shard[0]} of {shard[1]}: count from 1 to {shard[1]}")
+    if settings.out and os.path.lexists(settings.out) and not settings.out.is_dir():
+        raise UsageError(f"{settings.out} is a file, and the stems need a folder: choose another --out")
     inputs = list(inputs)
     songs = find_songs(inputs, recursive, settings.out)
     keys = _Keys()

@@ -26,8 +26,8 @@ def silent(blocks: Iterable[Tensor], job: Job, stage: str, samples: int | None) 
 class Result:
     """How one job went: `seconds` of work for `duration` seconds of song.
 
-    `state` is "done", "skipped" or "failed"; `error` is None where the stems are there. `peaks` holds the largest
-    absolute sample of each stem, before any change of its level.
+    `state` is "done", "skipped" or "failed"; `error` is None where the stems are there, and `exit_code` is that of what
+    went wrong. `peaks` holds the largest absolute sample of each stem, before any change of its level.
     """
 
     job: Job
@@ -38,6 +38,7 @@ class Result:
     state: str = "done"
     device: str = ""
     peaks: dict[str, float] = field(default_factory=dict)
+    exit_code: int = 1
 
     @property
     def real_time_factor(self) -> float:
@@ -96,7 +97,7 @@ class Summary:
         self._states[result.state] += 1
         self._duration += result.duration
         if result.error is not None:
-            self.failures.append((str(result.job.input), result.error))
+            self.failures.append((str(result.job.input), result.job.told(result.error)))
 
     def record(self) -> dict[str, object]:
         """The sum as JSON has it; durations and seconds in seconds, songs per minute of those that were done."""

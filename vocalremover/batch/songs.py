@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 from vocalremover.errors import InputError, UsageError
 
 SONG_SUFFIXES = frozenset(
-    ".aac .ac3 .aif .aifc .aiff .alac .ape .avi .caf .eac3 .flac .m4a .m4b .m4v .mka .mkv .mov .mp2 .mp3 .mp4 .oga .ogg"
-    " .opus .rf64 .w64 .wav .wave .webm .wma .wv".split()
+    ".3gp .aac .ac3 .aif .aifc .aiff .alac .amr .ape .au .avi .caf .eac3 .flac .flv .m2ts .m4a .m4b .m4v .mka .mkv .mov"
+    " .mp2 .mp3 .mp4 .mpeg .mpg .mts .oga .ogg .opus .rf64 .tta .w64 .wav .wave .webm .wma .wv".split()
 )
 
 

@@ -115,11 +115,11 @@ class Work:
             self.fail(failure)
 
     def _live(self) -> None:
-        began, state, error = perf_counter(), "failed", None
+        began, state, error, code = perf_counter(), "failed", None, 1
         try:
             state = self._work()
         except VocalRemoverError as failure:
-            error = str(failure)
+            error, code = str(failure), failure.exit_code
         except Gone as stopped:
             error = str(stopped)
         except Exception as failure:  # one song in a thousand must not stop the rest, whatever a codec does
@@ -128,7 +128,7 @@ class Work:
         seconds = perf_counter() - began - self._waited
         duration, peaks = (self._samples / self._reader.rate, self._peaks) if state == "done" else (0.0, {})
         warnings = tuple(dict.fromkeys(self._warnings))
-        self._on_end(self, Result(self.job, seconds, duration, warnings, error, state, self._device, peaks))
+        self._on_end(self, Result(self.job, seconds, duration, warnings, error, state, self._device, peaks, code))
         self._wanted.put(False)
 
     def _work(self) -> str:

@@ -50,7 +50,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     """
     recipe = MODELS.get(str(name_or_path))
     if recipe is None:
-        path = Path(name_or_path).expanduser()
+        path = Path(os.path.expanduser(name_or_path))  # which leaves the home of an unknown user as it stands
         if path.is_file():
             return path
         bare = path.name == str(name_or_path)
@@ -91,9 +91,7 @@ def verify(name_or_path: str | os.PathLike[str], config: Path | None = None) -> 
     """
     path = find(name_or_path)
     _, network = _assemble(name_or_path, config)
-    for key, tensor in network.state_dict().items():
-        if not tensor.isfinite().all():
-            raise ModelError(f"{path}: {key} has numbers that are not finite")
+    _demand_finite(path, network)
     recipe = MODELS.get(str(name_or_path))
     names = (recipe.filename, *recipe.aliases) if recipe is not None else ()
     if recipe is not None and recipe.sha256 and path.name in names and sha256(path) != recipe.sha256:
@@ -121,9 +119,16 @@ def convert(
     if os.path.lexists(target) and not overwrite:
         raise UsageError(f"{target} exists already; --overwrite replaces it")
     spec, network = _assemble(name_or_path, config)
+    _demand_finite(origin, network)
     spec = replace(spec, sha256=sha256(origin))
     save(target, spec, network, dtype)
     return spec
+
+
+def _demand_finite(path: Path, network: nn.Module) -> None:
+    for key, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{path}: {key} has numbers that are not finite")
 
 
 def _assemble(name_or_path: str | os.PathLike[str], config: Path | None) -> tuple[ModelSpec, nn.Module]:

@@ -38,6 +38,7 @@ NUMBERS = ("numpy dtype", "numpy.core.multiarray scalar", "numpy._core.multiarra
 """What a pickle calls to make a number of NumPy, before and since NumPy 2; none of it is called."""
 ENCODING = (("BINUNICODE",), ("BINUNICODE", "BINGET"), ("TUPLE2",), ("REDUCE",))
 """How a pickle goes on that makes the bytes of a number: with a text of its own, at once, and with a codec."""
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of such a file that is no archive
 LONGEST = 64  # of such a text; the widest number has 32 bytes
 
 
@@ -96,6 +97,9 @@ def _check_archive(path: Path, size: int) -> None:
     """Refuses archives that would unpack to more than the file; PyTorch itself never compresses."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        # Where something stands before the first entry, PyTorch and zipfile may see entries of their own.
+        if not entries or min(entry.header_offset for entry in entries):
+            raise ModelError(f"{path} is not an archive as PyTorch writes it")
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         if not stored or sum(entry.file_size for entry in entries) > size:
             raise ModelError(f"{path} is a compressed archive, not a checkpoint")
@@ -106,8 +110,11 @@ def _check_archive(path: Path, size: int) -> None:
 
 
 def _check_pickles(path: Path, size: int) -> None:
-    """Checks what comes before the numbers in a file of PyTorch before 1.6."""
+    """Checks what comes before the numbers in a file of PyTorch before 1.6; a tar file, older still, is refused."""
     with open(path, "rb") as stream:
+        if MAGIC not in (value for _, value, _ in pickletools.genops(stream)):
+            raise ModelError(f"{path} is not a checkpoint, or one of a PyTorch that is too old")
+        stream.seek(0)
         for _ in ("magic number", "version", "system", "tensors", "keys of the storages"):
             _check_calls(path, stream)
 

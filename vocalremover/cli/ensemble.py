@@ -242,7 +242,7 @@ def _played(turns: Turns, job: Job, settings: Settings) -> Result:
     try:
         (result,) = separate([job], turns.play(job.input), settings)
     except VocalRemoverError as failure:
-        result = Result(job, 0.0, error=str(failure), state="failed")
+        result = Result(job, 0.0, error=str(failure), state="failed", exit_code=failure.exit_code)
     except Exception as failure:  # one song in a thousand must not stop the rest
         error = f"{job.input} failed unexpectedly: {type(failure).__name__}: {failure}"
         result = Result(job, 0.0, error=error, state="failed")
@@ -269,14 +269,18 @@ def _combine(run: Run, rule: Rule) -> int:
         raise click.UsageError(f"--format {run.filing.format} contradicts the name {out}; leave it out")
     encoding = replace(run.filing, format=named).encoding()
     job = Job(Path(run.inputs[0]), {"combined": out})
-    began, duration = perf_counter(), 0.0
+    began = perf_counter()
     with Screen(telling.verbosity, [job], (lambda: {"method": rule.name}) if telling.as_json else None) as screen:
-        warnings = combine_files(
-            run.inputs, out, rule, encoding, run.filing.overwrite,
-            progress=lambda blocks, stage, samples: screen.progress(blocks, job, stage, samples),
-        )  # fmt: skip
-        with Reader(out) as reader:
-            duration = (reader.samples or 0) / reader.rate
+        try:
+            warnings = combine_files(
+                run.inputs, out, rule, encoding, run.filing.overwrite,
+                progress=lambda blocks, stage, samples: screen.progress(blocks, job, stage, samples),
+            )  # fmt: skip
+            with Reader(out) as reader:
+                duration = (reader.samples or 0) / reader.rate
+        except VocalRemoverError as failure:
+            screen.result(Result(job, 0.0, error=str(failure), state="failed"))
+            return failure.exit_code
         screen.result(Result(job, perf_counter() - began, duration, tuple(warnings)))
     return 0
 

@@ -61,7 +61,7 @@ def command(
     device, *others = computing.devices()
     if others:
         raise click.UsageError("--device names several: songs are scored on one")
-    from vocalremover.evaluate.scores import as_record, find_songs, score
+    from vocalremover.evaluate.scores import as_record, find_songs, score, unlike
 
     songs = find_songs(data)
     results: dict[str, list[SongScores]] = {}
@@ -74,6 +74,8 @@ def command(
                 for number, song in enumerate(songs, 1):
                     say(f"{name} [{number}/{len(songs)}] {song.name}", -1 if quiet else 0)
                     scores.append(score(song, estimate))
+                    for warning in unlike(song):
+                        say(f"warning: {warning}", -1 if quiet else 0)
             finally:
                 if as_json and scores:
                     records.append({"name": name, "settings": describe(), **as_record(scores)})

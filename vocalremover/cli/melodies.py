@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     "--kind", "kinds", multiple=True, default=("speech", "syllables"), show_default=True, metavar="KIND",
     help="Whose voices sing; several times.",
 )
-@click.option("--seed", default=1, show_default=True, help="Another one makes other melodies.")
+@click.option(
+    "--seed", default=1, show_default=True, type=click.IntRange(min=0), help="Another one makes other melodies."
+)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="Processes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from contextlib import suppress
 
 import click
 
@@ -14,9 +15,10 @@ PLAIN_SECONDS = 30.0
 
 
 def say(sentence: str, verbosity: int = 0) -> None:
-    """One line on stderr, unless `verbosity` is below 0."""
+    """One line on stderr, unless `verbosity` is below 0; a disk that is too full for it stops no work."""
     if verbosity >= 0:
-        click.echo(printable(sentence), err=True)
+        with suppress(OSError):
+            click.echo(printable(sentence), err=True)
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from vocalremover.cli.output import PLAIN_SECONDS, emit, say
-from vocalremover.cli.train import Size, end, plain, polite_signals, silent
+from vocalremover.cli.train import Size, end, often_option, plain, polite_signals, silent
 
 FOLDER = click.Path(path_type=Path)
 MEBI = 1 << 20
@@ -60,6 +60,7 @@ def unpack_command(parcels: Path, cache: Path, workers: int, quiet: bool) -> Non
 @click.option("--model", metavar="NAME", help="As train takes it.")
 @click.option("--set", "changes", multiple=True, metavar="SETTING=VALUE", help="Any setting of the recipe.")
 @click.option("--start", metavar="NAME|FILE", help="Weights to begin with.")
+@often_option
 @click.option("--validation", type=FOLDER, metavar="DIR", help="Whole songs with their stems, to be judged by.")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(min=1), help="Measure this size, too.")
 @click.option("--measure", default=5.0, show_default=True, type=click.FloatRange(min=0), help="Seconds each; 0: none.")
@@ -74,8 +75,8 @@ def unpack_command(parcels: Path, cache: Path, workers: int, quiet: bool) -> Non
 def piece_command(
     cache: Path, out: Path, minutes: float, total_minutes: float | None, parcels: Path | None, parts: Path | None,
     ship: Path | None, part_mib: float, recipe: str | None, model: str | None, changes: tuple[str, ...],
-    start: str | None, validation: Path | None, batches: tuple[int, ...], measure: float, compile_limit: float,
-    save_minutes: float, workers: int, mixing: str, device: str, quiet: bool,
+    start: str | None, often: tuple[tuple[str, float], ...], validation: Path | None, batches: tuple[int, ...],
+    measure: float, compile_limit: float, save_minutes: float, workers: int, mixing: str, device: str, quiet: bool,
 ) -> None:  # fmt: skip
     """Trains for some minutes on a machine that is there no longer, and saves often; the same again goes on.
 
@@ -84,12 +85,13 @@ def piece_command(
     began = time.monotonic()
     from vocalremover.dataset import Sources, load
     from vocalremover.devices import choose_device
+    from vocalremover.evaluate.scores import find_songs
     from vocalremover.training.distributed import alone
     from vocalremover.training.piece import SHIPPED, Piece, run_piece
     from vocalremover.training.recipe import read_recipe
     from vocalremover.training.shipping import join
     from vocalremover.training.train import Run
-    from vocalremover.training.validation import files_of, find_songs
+    from vocalremover.training.validation import files_of
 
     world = alone(choose_device(device))
     if parcels is not None:
@@ -98,15 +100,15 @@ def piece_command(
         last = sorted(SHIPPED, key=lambda name: name == "last.pt")  # by which one knows that all of them are there
         joined = [name for name in last if join(parts, out / name)]
         say(f"joined {', '.join(joined) or 'nothing'}", -1 if quiet else 0)
-        if "last.pt" not in joined and "last.safetensors" in joined and start is None:
-            say("warning: the state of the run did not travel: a new one begins with its averaged weights")
+        if "last.pt" not in joined and "last.safetensors" in joined:
+            say("warning: the state did not travel: the run goes on with its averaged weights and a new optimiser")
             start = str(out / "last.safetensors")
     how = read_recipe(recipe, model, changes, minutes=total_minutes)
     how = replace(how, save_minutes=save_minutes)
-    songs = tuple(find_songs(validation))
+    songs = tuple(find_songs(validation) if validation else ())
     with polite_signals() as received:
         on_device = mixing == "device" or (mixing == "auto" and world.device.type == "cuda")
-        catalogue = load(cache, Sources(judged=files_of(songs)))
+        catalogue = load(cache, Sources(often=often, judged=files_of(songs)))
         run = Run(how, out, catalogue, songs, start, workers, on_device=on_device)
         piece = Piece(run, began + 60 * minutes, ship, int(part_mib * MEBI), batches, measure, compile_limit)
         told: list[dict[str, Any]] = []

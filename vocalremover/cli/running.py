@@ -145,7 +145,8 @@ def work(
     run: Run, jobs: Sequence[Job], about: Description, describe: Description,
     results: Callable[[Progress], Generator[Result, None, None]], settings: Settings, passes: int = 1,
 ) -> int:  # fmt: skip
-    """Does the jobs, whose results come from `results`, and tells of them; the exit code.
+    """Does the jobs, whose results come from `results`, and tells of them; the exit code, 1 where songs failed for
+    several kinds of reasons.
 
     about: what every JSON object repeats. describe: what a report tells of the models. They are asked where they are
     shown, since they may read all weights.
@@ -153,7 +154,7 @@ def work(
     from vocalremover.batch import Summary
 
     telling = run.telling
-    failed = False
+    failed: set[int] = set()
     with ExitStack() as stack:
         page = None
         if telling.report:
@@ -167,13 +168,14 @@ def work(
         for result in stack.enter_context(closing(results(screen.progress))):
             screen.result(result)
             summary.add(result)
-            failed = failed or result.state == "failed"
+            if result.state == "failed":
+                failed.add(result.exit_code)
             if page:
                 page.add(result)
         screen.sum(summary)
     if telling.report:
         say(f"report: {telling.report}", telling.verbosity)
-    return int(failed)
+    return failed.pop() if len(failed) == 1 else int(bool(failed))
 
 
 def introduce(names: Iterable[str], device: str, separators: Sequence[Separator | Ensemble], verbosity: int) -> None:

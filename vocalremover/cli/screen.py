@@ -160,11 +160,11 @@ class Screen:
                 self._open.remove(walk)
 
     def _tell(self, result: Result) -> None:
-        job = result.job
+        job, alone = result.job, len(self._jobs) < 2
         for warning in result.warnings:
-            say(f"warning: {warning}", self.verbosity)
+            say(f"warning: {warning if alone else job.told(warning)}", self.verbosity)
         if result.error is not None:
-            say(f"error: {result.error}")
+            say(f"error: {result.error if alone else job.told(result.error)}")
         if self._about is not None:
             emit(json.dumps({**result.record(), **self._about()}))
         elif result.error is None:

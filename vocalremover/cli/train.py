@@ -58,6 +58,12 @@ class Often(click.ParamType):
         return beginning, number
 
 
+often_option = click.option(
+    "--often", multiple=True, type=Often(), metavar="PREFIX=TIMES",
+    help="Draw paths that begin so that many times as often, and at least once in turn.",
+)  # fmt: skip
+
+
 def audio_options(command: Callable[..., None]) -> Callable[..., None]:
     """What names the audio to train on."""
     options = (
@@ -71,10 +77,6 @@ def audio_options(command: Callable[..., None]) -> Callable[..., None]:
             "--data", type=FOLDER, metavar="DIR", help="A folder with a manifest.csv: columns path, kind and others."
         ),
         click.option("--held-out", multiple=True, metavar="PREFIX", help="Leave out paths that begin so: vocals/anna."),
-        click.option(
-            "--often", multiple=True, type=Often(), metavar="PREFIX=TIMES",
-            help="Draw paths that begin so that many times as often.",
-        ),
         click.option("--cache", type=FOLDER, metavar="DIR", help="For decoded audio, about 10 MB a minute."),
         click.option("--cache-gb", type=Size(min=0), help="The most the cache may take.  [default: any]"),
         click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0), help="For the audio."),
@@ -90,6 +92,7 @@ def audio_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder of the run; a run that is in it goes on.")
 @click.option("--start", metavar="NAME|FILE", help="Weights to begin with, as separate -m takes them.")
 @audio_options
+@often_option
 @click.option("--validation", type=FOLDER, metavar="DIR", help="Whole songs with their stems, to be judged by.")
 @click.option("--steps", type=click.IntRange(min=1), help="End after so many.  [default: the recipe's]")
 @click.option("--minutes", type=click.FloatRange(min=0), help="End after so long, all pieces of the run together.")
@@ -123,17 +126,18 @@ def command(
         return
     from vocalremover.dataset import Sources
     from vocalremover.devices import choose_device
+    from vocalremover.evaluate.scores import find_songs
     from vocalremover.training.distributed import join_world
     from vocalremover.training.recipe import read_recipe
     from vocalremover.training.train import Run
-    from vocalremover.training.validation import files_of, find_songs
+    from vocalremover.training.validation import files_of
 
     if out is None:
         raise click.UsageError("--out is missing: the folder of the run")
     how = read_recipe(
         recipe, model, changes, steps=steps, minutes=minutes, precision=precision, seed=seed, compile=compiled
     )
-    songs = tuple(find_songs(validation))
+    songs = tuple(find_songs(validation) if validation else ())
     sources = Sources(instrumentals, vocals, pairs, data, held_out, often, judged=files_of(songs))
     with join_world(choose_device(device)) as world:
         speaking = world.first and not quiet
@@ -152,15 +156,14 @@ def command(
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def prepare_command(
     instrumentals: tuple[Path, ...], vocals: tuple[Path, ...], pairs: tuple[Path, ...], data: Path | None,
-    held_out: tuple[str, ...], often: tuple[tuple[str, float], ...], cache: Path | None, cache_gb: float | None,
-    workers: int, verify: bool, quiet: bool,
+    held_out: tuple[str, ...], cache: Path | None, cache_gb: float | None, workers: int, verify: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Decodes audio into --cache once, so that no training has to wait for it, and says what cannot be used."""
     from vocalremover.dataset import Sources
 
     if cache is None:
         raise click.UsageError("--cache is missing: the folder for decoded audio")
-    sources = Sources(instrumentals, vocals, pairs, data, held_out, often)
+    sources = Sources(instrumentals, vocals, pairs, data, held_out)
     decode(sources, cache, cache_gb, workers, not quiet, verify)
     emit(cache)
 

@@ -28,9 +28,11 @@ RATE = 44100
 FULL_SCALE = 32767
 SHORTEST = 1.0  # seconds; what is shorter teaches nothing
 SILENCE = 1e-3  # a peak of -60 dBFS
+LARGER = 12  # times as large as a compressed file is its audio, as a rule
 PIECE = 1 << 24  # bytes read at once where a file is only added up
 LONGEST = 200  # bytes of an entry's name: file systems take 255 with what comes before and after it
 DIGITS = 16  # of a digest that tells two names apart
+MELODY = "melody/"  # before the source of a voice: what was made of it
 
 
 @dataclass(frozen=True)
@@ -213,16 +215,17 @@ def entry_of(
     return Entry(recording.name, sources, "", channels, samples, size, time, checksum(path))
 
 
-def expected_bytes(recording: Recording) -> int | None:
-    """What a recording will take in the cache, if its files tell how long they are."""
+def expected_bytes(recording: Recording) -> int:
+    """What a recording will take in the cache: a guess by its size where its files do not tell how long they are."""
     try:
         readers = [Reader(path) for path, _ in recording.parts]
     except VocalRemoverError:
         return 0
-    if any(reader.samples is None for reader in readers):
-        return None
     channels = 1 if recording.mono else max(reader.channels for reader in readers)
-    return 2 * channels * min(round(reader.samples * RATE / reader.rate) for reader in readers)
+    told = [round(reader.samples * RATE / reader.rate) for reader in readers if reader.samples is not None]
+    if told:
+        return 2 * channels * min(told)
+    return LARGER * min(path.stat().st_size for path, _ in recording.parts)
 
 
 def checksum(path: Path) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from vocalremover.dataset.cache import Cache, Entry, Recording, decode, expected_bytes, melody_name
+from vocalremover.dataset.cache import MELODY, Cache, Entry, Recording, decode, expected_bytes, melody_name
 from vocalremover.dataset.credits import credit
 from vocalremover.dataset.pool import make_pool
 from vocalremover.dataset.sources import Sources, is_left_out, list_recordings, rows_of
@@ -62,8 +62,7 @@ def load(cache: Path, leaving: Sources = EVERYTHING) -> Catalogue:
     out = set()
     for recording in recordings:
         entry = store.entries.get(recording.name)
-        files = (Path(source.path) for source in entry.sources) if entry else ()
-        if is_left_out(recording, files, leaving, problems):
+        if is_left_out(recording, entry.sources if entry else (), leaving, problems):
             out |= {recording.name, melody_name(recording.name)}
     left = [recording for recording in recordings if recording.name not in out]
     gone = [recording for recording in left if not store.path(recording.name).exists()]
@@ -95,7 +94,7 @@ def _fitting(
         return
     used, out = store.used(), []
     for recording in missing:
-        size = expected_bytes(recording) or 0
+        size = expected_bytes(recording)
         if used + size > limit:
             used -= store.evict(name for each in wanted for name in (each.name, melody_name(each.name)))
         if used + size > limit:
@@ -129,7 +128,7 @@ def _melodies(recordings: Iterable[Recording], store: Cache) -> Iterator[Recordi
     for recording in recordings:
         entry = store.entries.get(melody_name(recording.name))
         if entry and not entry.refused and store.path(entry.name).exists():
-            yield Recording(entry.name, f"melody/{recording.source}", "melody", (), True)
+            yield Recording(entry.name, f"{MELODY}{recording.source}", "melody", (), True)
 
 
 def read_catalogue(cache: Path) -> dict:

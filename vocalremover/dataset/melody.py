@@ -90,10 +90,10 @@ def add_melodies(
     """Sing what a prepared cache holds of these kinds, and keep it there as further voices of the kind melody.
 
     What is there already, from the same audio and seed, stays. Ends where the cache would exceed its limit. Returns the
-    new entries. `data.prepare` and `data.load` find them. Raises InputError for a cache that was never prepared.
+    new entries. `dataset.prepare` and `dataset.load` find them. Raises InputError for a cache that was never prepared.
     """
-    store = Cache(cache)
     chosen = [recording for recording in saved_recordings(cache) if recording.kind in kinds]
+    store = Cache(cache)
     if not chosen:
         raise InputError(f"{cache} holds no {' or '.join(kinds)} to sing.")
     names = [recording.name for recording in chosen if recording.name in store.entries]

@@ -64,8 +64,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What came out. entries: how many the cache holds now, of how many; missing: the parcels that have not come;
-    problems: sentences about files that arrived damaged."""
+    """What came out. entries: how many the cache holds now, of how many; missing: the parcels that are not here while
+    it lacks some; problems: sentences about files that arrived damaged."""
 
     entries: int
     of: int
@@ -81,7 +81,7 @@ def pack(cache: Path, out: Path, limit: int, progress: Progress | None = None) -
     """
     if any(out.glob("*.tar")):
         raise InputError(f"{out} holds parcels already: choose another folder, or delete them.")
-    store, page = Cache(cache), read_catalogue(cache)
+    page, store = read_catalogue(cache), Cache(cache)
     heading = {name: page[name] for name in ("recordings", "problems", "credits")}
     room = limit - len(json.dumps(heading)) - 2 * tarfile.RECORDSIZE
     out.mkdir(parents=True, exist_ok=True)
@@ -120,9 +120,11 @@ def unpack(parcels: Path, cache: Path, workers: int = 1, progress: Progress | No
         else:
             store.note(entry)
     first = next(iter(indexes.values()))
-    absent = sorted(set(range(1, first["of"] + 1)) - {index["parcel"] for index in indexes.values()})
+    names = {name for line in first["recordings"] for name in (line["name"], melody_name(line["name"]))}
+    present = sum(_is_there(store, name) for name in names)
+    here = {index["parcel"] for index in indexes.values()}  # others may have been unpacked before, and be gone
+    absent = sorted(set(range(1, first["of"] + 1)) - here) if present < first["all"] else []
     _list(cache, store, first, absent, problems)
-    present = sum(_is_there(store, line["entry"]["name"]) for _, line in jobs)
     return Unpacked(present, first["all"], tuple(absent), tuple(problems))
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from vocalremover.dataset.cache import Recording, digest, entry_name
+from vocalremover import checkpoint
+from vocalremover.dataset.cache import MELODY, Recording, Source, digest, entry_name
 from vocalremover.dataset.credits import read_rows
 from vocalremover.dataset.tracks import KINDS, STEMS
 from vocalremover.errors import InputError
@@ -16,7 +18,7 @@ class Sources:
     """Where training audio lies: folders of any formats, folders of songs with their stems, a manifest.csv.
 
     held_out: beginnings of paths, as the manifest names them (or `folder/path` for folders), that are left out.
-    judged: files of the songs to validate on, resolved; recordings made of them are left out as well.
+    judged: files of the songs to validate on, resolved; recordings made of them or of copies are left out as well.
     often: beginnings of such paths, and how many times as often as by itself each is drawn, 0.5 being half as often.
     melodies: whether voices are joined by what `melody.add_melodies` made of them.
     Without any source, what the cache was last prepared for is taken, but for what is left out.
@@ -36,6 +38,16 @@ class Sources:
         """Whether anything is named."""
         return bool(self.instrumentals or self.vocals or self.pairs or self.manifest)
 
+    @cached_property
+    def judged_sizes(self) -> frozenset[int]:
+        """Bytes of the judged files: what has another size is no copy, and is not read to find that out."""
+        return frozenset(path.stat().st_size for path in self.judged)
+
+    @cached_property
+    def judged_digests(self) -> frozenset[str]:
+        """The SHA-256 of the judged files."""
+        return frozenset(map(checkpoint.sha256, self.judged))
+
 
 def list_recordings(sources: Sources) -> tuple[list[Recording], list[str]]:
     """What the sources name, and sentences about what they name in vain."""
@@ -51,11 +63,12 @@ def list_recordings(sources: Sources) -> tuple[list[Recording], list[str]]:
     return list(recordings.values()), problems
 
 
-def is_left_out(recording: Recording, files: Iterable[Path], sources: Sources, problems: list[str]) -> bool:
-    """Whether a recording made of these files is left out; a sentence where nobody has asked for that by its name."""
+def is_left_out(recording: Recording, files: Iterable[Path | Source], sources: Sources, problems: list[str]) -> bool:
+    """Whether a recording made of these files, as they are or as they were when they were decoded, is left out; a
+    sentence where nobody has asked for that by its name."""
     if recording.source.startswith(sources.held_out):
         return True
-    judged = bool(sources.judged) and any(path.resolve() in sources.judged for path in files)
+    judged = bool(sources.judged) and any(_is_judged(file, sources) for file in files)
     if judged:
         problems.append(f"{recording.source}: left out, because it is validated on.")
     return judged
@@ -66,8 +79,20 @@ def rows_of(recordings: Iterable[Recording], sources: Sources) -> list[dict[str,
     known = {}
     if sources.manifest:
         known = {row["path"]: row for row in read_rows(_table(sources.manifest), sources.held_out)}
-    plain = ({"path": r.source, "kind": r.kind, "source": r.source.split("/")[0]} for r in recordings)
+    spoken = ((r.source.removeprefix(MELODY), r.kind) for r in recordings)  # melodies are owed to those who spoke
+    plain = ({"path": path, "kind": kind, "source": path.split("/")[0]} for path, kind in spoken)
     return [known.get(row["path"], row) for row in plain]
+
+
+def _is_judged(file: Path | Source, sources: Sources) -> bool:
+    known = isinstance(file, Source)
+    path = Path(file.path) if known else file
+    if path.resolve() in sources.judged:
+        return True
+    size = file.size if known else path.stat().st_size if path.is_file() else 0
+    if size not in sources.judged_sizes:
+        return False
+    return (file.sha256 if known else checkpoint.sha256(path)) in sources.judged_digests
 
 
 def _listed(sources: Sources, problems: list[str]) -> Iterator[Recording]:

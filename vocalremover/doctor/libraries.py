@@ -30,7 +30,7 @@ class Library:
 
 LIBRARIES = (
     Library("numpy", "numpy", "1.26"),
-    Library("torch", "torch", "2.5"),
+    Library("torch", "torch", "2.6"),
     Library("av", "av", "16.0"),
     Library("soundfile", "soundfile", "0.13"),
     Library("soxr", "soxr", "0.3.3"),

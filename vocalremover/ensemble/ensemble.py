@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vocalremover import checkpoint
-from vocalremover.audio import resample
 from vocalremover.chunks import Queue, tap
 from vocalremover.devices import choose_device, choose_precision, fetch, send
 from vocalremover.ensemble.choir import PAIR, Choir, grid
@@ -23,6 +22,7 @@ from vocalremover.ensemble.rules import Rule
 from vocalremover.errors import UsageError
 from vocalremover.models import ModelSpec
 from vocalremover.separate import DEFAULTS, Inference, Progress, Separator, Stems
+from vocalremover.separate.separator import checked
 from vocalremover.streams import abreast
 
 MIN = Rule("min")
@@ -67,7 +67,7 @@ class Ensemble:
         chosen = choose_device(device)
         choose_precision(inference.precision, chosen)  # a wrong word is told before the weights are read
         pairs = configured(names, configs)
-        loaded = {pair: load_model(*pair, chosen) for pair in dict.fromkeys(pairs)}
+        loaded = {pair: checkpoint.load(pair[0], chosen, pair[1]) for pair in dict.fromkeys(pairs)}
         specs = [spec for spec, _ in loaded.values()]
         wanted = common_stems(specs, [set(spec.stems) for spec in specs], stems)
         separators = {
@@ -204,13 +204,6 @@ def configured(
     return list(zip(names, configs or [None] * len(names), strict=True))
 
 
-def load_model(
-    name_or_path: str | Path, config: Path | None, device: torch.device
-) -> tuple[ModelSpec, torch.nn.Module]:
-    """As checkpoint.load."""
-    return checkpoint.load(name_or_path, device, **({} if config is None else {"config": config}))
-
-
 def suited(spec: ModelSpec, inference: Inference) -> Inference:
     """What was asked of all models, less what one of this kind refuses on its own."""
     if spec.recurrent:
@@ -250,7 +243,7 @@ def _voices(separators: Sequence[Separator], rule: Rule, stems: Sequence[str]) -
 
 def _whole(queue: Queue, samples: int) -> Tensor:
     """So many samples of a queue in one piece, float32."""
-    return queue.piece(samples).to("cpu", torch.float32)
+    return queue.piece(samples).detach().to("cpu", torch.float32)
 
 
 def _peaks(voices: Sequence[Separator], blocks: Iterable[Tensor], rate: int) -> list[float | None]:
@@ -264,8 +257,8 @@ def _peaks(voices: Sequence[Separator], blocks: Iterable[Tensor], rate: int) -> 
             taken[number] += 1
             yield block
 
-    feeds = tee(blocks, len(voices))
-    running = {number: _levels(voice.spec, counted(number, feeds[number]), rate) for number, voice in enumerate(voices)}
+    feeds = tee(checked(blocks), len(voices))
+    running = {number: voice.levels(counted(number, feeds[number]), rate) for number, voice in enumerate(voices)}
     while running:
         # The one that has read least reads on, so that what lies between them is a few blocks.
         behind = min(running, key=taken.__getitem__)
@@ -273,11 +266,5 @@ def _peaks(voices: Sequence[Separator], blocks: Iterable[Tensor], rate: int) -> 
         if level is None:
             del running[behind]
         else:
-            peaks[behind] = max(peaks[behind], level)
+            peaks[behind] = max(peaks[behind], level.item())
     return peaks
-
-
-def _levels(spec: ModelSpec, blocks: Iterable[Tensor], rate: int) -> Iterator[float]:
-    """The largest magnitude in every block of the song's spectrogram."""
-    audio = resample((block.to("cpu", torch.float32) for block in blocks), rate, spec.rate)
-    return (spectrogram.abs().amax().item() for spectrogram in spec.stft.forward_blocks(audio))

@@ -79,7 +79,10 @@ class Rule:
             raise UsageError("the original's rule is one of spectrograms: leave out the domain wave or choose min")
         if self.weights is None:
             return
-        object.__setattr__(self, "weights", tuple(map(float, self.weights)))
+        try:
+            object.__setattr__(self, "weights", tuple(map(float, self.weights)))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the weights of an ensemble are numbers, not {self.weights!r}") from error
         if self.method != "avg":
             raise UsageError(f"weights count in an average only: leave them out or choose avg instead of {self.method}")
         if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights) or not sum(self.weights) > 0:

@@ -26,7 +26,7 @@ from vocalremover.audio import Reader
 from vocalremover.audio.layouts import pairs_of
 from vocalremover.devices import choose_device, choose_precision, lacks_memory
 from vocalremover.ensemble.choir import grid
-from vocalremover.ensemble.ensemble import MIN, Ensemble, common_stems, configured, load_model, suited, unsuited
+from vocalremover.ensemble.ensemble import MIN, Ensemble, common_stems, configured, suited, unsuited
 from vocalremover.ensemble.rules import Rule
 from vocalremover.ensemble.spools import kept_stems, played, record
 from vocalremover.errors import VocalRemoverError
@@ -62,7 +62,7 @@ class Turns:
         self.device = choose_device(device)
         choose_precision(inference.precision, self.device)
         self._pairs = configured(names, configs)
-        specs = {pair: load_model(*pair, torch.device("cpu"))[0] for pair in dict.fromkeys(self._pairs)}
+        specs = {pair: checkpoint.load(pair[0], "cpu", pair[1])[0] for pair in dict.fromkeys(self._pairs)}
         self.stems = common_stems(list(specs.values()), [set(spec.stems) for spec in specs.values()], stems)
         # Without their networks they tell all settings, and refuse those that cannot be.
         self._models = {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vocalremover.audio import Reader, resample
 from vocalremover.chunks import Queue
-from vocalremover.errors import InputError
+from vocalremover.errors import AudioError, InputError
 
 ROLES = {
     "mixture": ("mixture", "mixtures", "mix", "mixes", "original", "originals"),
@@ -113,6 +113,8 @@ def blocks(parts: Parts, rate: int) -> Iterator[Tensor]:
             total = sign * block if sign != 1 else block
             for other, other_sign in others:
                 taken = other.take(total.shape[-1])
+                if 1 < len(total) != len(taken) > 1:
+                    raise AudioError(f"{other.path}: has {len(taken)} channels, and {first} has {len(total)}")
                 total = total[:, : taken.shape[-1]] + other_sign * taken
             if total.shape[-1]:
                 yield total
@@ -122,7 +124,7 @@ class _Waiting:
     """A file that is read as fast as another one."""
 
     def __init__(self, path: Path, rate: int) -> None:
-        self._queue = Queue()
+        self.path, self._queue = path, Queue()
         self._blocks = self._decoded(path, rate)
 
     def _decoded(self, path: Path, rate: int) -> Iterator[Tensor]:

@@ -32,6 +32,7 @@ from vocalremover.streams import abreast
 
 STEMS = ("vocals", "instrumental")
 KINDS = ("estimate", "floor", "ceiling")
+ALIKE = 0.5  # seconds by which the lengths of a song's files may differ without a word
 Blocks = Iterator[Tensor]
 
 
@@ -104,6 +105,8 @@ def found(folder: Path, songs: Iterable[Multitrack]) -> Estimate:
         if role in STEMS:
             files.setdefault(name, {})[role] = path
     stems = {song.name: _named_like(song, files) for song in songs}
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder.")
     for name, mine in stems.items():
         if not mine:
             raise InputError(f"{folder}: holds no stem of {name}; name it {Path(name).name}/vocals.wav.")
@@ -137,6 +140,21 @@ def score(song: Multitrack, estimate: Estimate) -> SongScores:
     return SongScores(song.name, samples / rate, **{kind: meter.scores() for kind, meter in meters.items()})
 
 
+def unlike(song: Multitrack) -> Iterator[str]:
+    """A sentence where the files of a song are not equally long: they are scored as far as the shortest goes."""
+    lengths = {}
+    for path, _ in dict.fromkeys((*song.mixture, *song.vocals, *song.instrumental)):
+        with Reader(path) as reader:
+            if reader.samples:
+                lengths[path] = reader.samples / reader.rate
+    if not lengths:
+        return
+    short, long = (end(lengths, key=lengths.get) for end in (min, max))
+    if lengths[long] - lengths[short] > ALIKE:
+        told = f"{short.name} lasts {lengths[short]:.2f} s and {long.name} {lengths[long]:.2f} s"
+        yield f"{song.name}: {told}: one of them is of another song, or cut"
+
+
 def medians(scores: Sequence[SongScores]) -> dict[str, dict[str, dict[str, float]]]:
     """kind -> stem -> measure -> the median over the songs, those without a number left out."""
     return {
@@ -153,22 +171,23 @@ def medians(scores: Sequence[SongScores]) -> dict[str, dict[str, dict[str, float
 
 def as_record(scores: Sequence[SongScores]) -> dict[str, object]:
     """All of it for JSON, rounded to 0.001 dB; infinite and missing numbers are null."""
-    return _plain({"songs": [asdict(song) for song in scores], "median": medians(scores)})
+    return plain({"songs": [asdict(song) for song in scores], "median": medians(scores)})
+
+
+def plain(value: object, digits: int = 3) -> object:
+    """The same as JSON has it: numbers rounded, infinite and missing ones null."""
+    if isinstance(value, Mapping):
+        return {key: plain(each, digits) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each, digits) for each in value]
+    if isinstance(value, float):
+        return round(value, digits) if math.isfinite(value) else None
+    return value
 
 
 def _median(numbers: Iterable[float]) -> float:
     known = [number for number in numbers if not math.isnan(number)]
     return median(known) if known else math.nan
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    if isinstance(value, float):
-        return round(value, 3) if math.isfinite(value) else None
-    return value
 
 
 def _rate(parts: Parts) -> int:

@@ -42,6 +42,7 @@ from vocalremover.networks.roformer import (
     estimate,
 )
 
+MOST_BANDS = 512  # the filters of more would take gigabytes; published models have 60
 RATES = (44100, 48000, 32000, 24000, 22050, 16000)
 LENGTHS = (2048, 4096, 1024, 512, 256, 128, 8192)
 """The sample rates (Hz) and STFT lengths that are tried to find the bank whose bands have given widths."""
@@ -184,6 +185,8 @@ def mel_bands(count: int, n_fft: int, rate: int, corners: bool = True) -> tuple[
     above. They leave out bin 0 and, but for rounding, the last one. Both originals add these two to the outermost
     bands: with `corners` always, else where the band has the neighbouring bin. ModelError if a bin is in no band.
     """
+    if not 1 <= count <= MOST_BANDS:
+        raise ModelError(f"{count} mel bands are not from 1 to {MOST_BANDS}")
     # In numpy, operation by operation like librosa: a rounding decides whether a filter's foot touches a bin.
     spacing, knee = 200.0 / 3, 1000.0
     knee_mel, step = knee / spacing, np.log(6.4) / 27.0

@@ -20,6 +20,8 @@ from vocalremover.separate.passes import Pass
 
 CPU_FRAMES = 1024  # wider windows are slower on a CPU (their buffers leave its caches) and need more memory
 CPU_CONTEXT = 64  # what a crop that was made smaller for a CPU sees of its neighbours, so that no seam is heard
+MOST_CONTEXT = 100_000  # frames beside a window
+LONGEST = 3600  # seconds of a window that is asked for
 BATCH = {"cuda": 4}  # on a CPU a batch costs speed: measured +45 % time for 4 windows at once
 
 # Measured by benchmarks/overlap.py; the curves are in benchmarks/curves. What the edge of a window costs ends 25 to 50
@@ -96,8 +98,10 @@ class Inference:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{WORDS[name]} must be at least {least}, not {value}")
-        if self.segment is not None and not 0 < self.segment < float("inf"):
-            raise UsageError(f"the segment is a window in seconds, more than 0, not {self.segment:g}")
+        if self.segment is not None and not 0 < self.segment <= LONGEST:
+            raise UsageError(f"the segment is a window in seconds, more than 0, up to {LONGEST}, not {self.segment:g}")
+        if self.context is not None and self.context > MOST_CONTEXT:
+            raise UsageError(f"the padding of a crop is at most {MOST_CONTEXT}, not {self.context}")
         if self.size is not None and self.segment is not None:
             raise UsageError("the crop size and the segment both say how wide a window is: give one of them")
         if self.context is not None and self.overlap is not None:

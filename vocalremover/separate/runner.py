@@ -189,8 +189,8 @@ class Runner:
             self._warn(f"{self.precision} overflowed: the crops concerned were computed again in fp32")
         if not finite.all():
             raise ModelError(
-                f"the network of {self._name} gives numbers that are not finite: its weights are damaged, "
-                "get the file again"
+                f"the network gives numbers that are not finite: the weights of {self._name} are damaged, "
+                "get their file again"
             )
         return answer
 

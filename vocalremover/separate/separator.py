@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vocalremover import checkpoint
 from vocalremover.audio import resample
+from vocalremover.audio.demands import demand_audio, demand_song
 from vocalremover.audio.layouts import pairs_of, sides_of
 from vocalremover.chunks import Queue, tap
 from vocalremover.devices import choose_device, choose_precision, fetch, send
@@ -47,7 +48,7 @@ class Separator:
     ) -> None:  # fmt: skip
         """`network` in eval mode, on any device; `stems`: those of `spec.stems` that are wanted, by default all.
 
-        Raises UsageError for settings that contradict each other or the model.
+        Raises UsageError for settings that contradict each other or the model, ModelError for one that makes no stems.
         """
         if spec.network in JUDGES:
             raise ModelError(f"{spec.name} judges separations and makes none: choose the generator it was trained with")
@@ -131,6 +132,7 @@ class Separator:
 
     def separate(self, audio: Tensor, rate: int, layout: str | None = None, progress: Progress = iter) -> Stems:
         """Audio `[channels, samples]` -> every stem, same shape and device. Raises AudioError for NaN and infinity."""
+        demand_song(audio)
         peak = self.peak([audio], rate)
         stems = {stem: torch.empty(audio.shape, device=audio.device) for stem in self.stems}
         done = 0
@@ -148,11 +150,16 @@ class Separator:
         """
         if not self.spec.peak:
             return None
-        audio = resample(_checked(blocks), rate, self.spec.rate)
         largest = torch.zeros((), device=self._signal_device)
-        for spectrogram in self.spec.stft.forward_blocks(send(block, self._signal_device) for block in audio):
-            largest = torch.maximum(largest, spectrogram.abs().amax())
+        for level in self.levels(blocks, rate):
+            largest = torch.maximum(largest, level)
         return largest.item()
+
+    def levels(self, blocks: Iterable[Tensor], rate: int) -> Iterator[Tensor]:
+        """The largest magnitude in every block of a song's spectrogram, of which `peak` is the largest."""
+        audio = resample(checked(blocks), rate, self.spec.rate)
+        for spectrogram in self.spec.stft.forward_blocks(send(block, self._signal_device) for block in audio):
+            yield spectrogram.abs().amax()
 
     def stream(
         self, blocks: Iterable[Tensor], rate: int, peak: float | None = None, layout: str | None = None,
@@ -191,7 +198,7 @@ class Separator:
 
     def _stems(self, blocks: Iterable[Tensor], rate: int, peak: float | None, layout: str | None) -> Iterator[Stems]:
         song = Queue()
-        audio = resample(tap(_checked(blocks), song), rate, self.spec.rate)
+        audio = resample(tap(checked(blocks), song), rate, self.spec.rate)
         for parts in resample(self._computed(audio, peak, layout), self.spec.rate, rate):
             start = 0
             for piece in song.take(parts.shape[-1]):
@@ -241,6 +248,7 @@ class Separator:
 
 def _choose_stems(spec: ModelSpec, asked: Sequence[str] | None) -> tuple[str, ...]:
     """The stems asked for, in the model's order; UsageError for one that it does not give."""
+    asked = (asked,) if isinstance(asked, str) else asked
     for stem in asked or ():
         if stem not in spec.stems:
             raise UsageError(f"{spec.name} gives {', '.join(spec.stems)}; it gives no {stem}")
@@ -257,14 +265,10 @@ def _plan_stems(spec: ModelSpec, stems: Sequence[str]) -> tuple[tuple[str, ...],
     return tuple(output for output in spec.outputs if output in needed), rests
 
 
-def _checked(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+def checked(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     """The blocks of a song in float32 on the CPU, none longer than BLOCK samples; AudioError for what is no audio."""
     for block in blocks:
-        if block.dim() != 2 or not block.shape[0] or not block.is_floating_point():
-            raise AudioError(
-                f"a song is a tensor [channels, samples] of floating point numbers, not {list(block.shape)} of "
-                f"{block.dtype}"
-            )
+        demand_audio(block)
         for part in block.detach().split(BLOCK, dim=-1):
             part = part.to("cpu", torch.float32)
             low, high = map(float, part.aminmax()) if part.numel() else (0.0, 0.0)

@@ -25,7 +25,7 @@ from vocalremover.training.recipe import Recipe, Stage
 from vocalremover.voxaug import Mixes
 from vocalremover.voxaug.plans import Places, Plan, make_plan, send
 from vocalremover.voxaug.rendering import Tapes, perform
-from vocalremover.voxaug.reuse import Shelf
+from vocalremover.voxaug.reuse import Repertoire
 
 HEADROOM = 0.6  # decades of magnitude, 12 dB: how far a crop's peak may lie below its song's
 
@@ -95,17 +95,21 @@ def load_batches(
     if recipe.reuse.times == 1:
         taken = make(mixes, numbers, world, workers)
     else:
-        shelf = shelf_of(recipe, stage, spec, world.rank, world.size)
-        taken = shelf.batches(lambda start: make(mixes, Sampler(start, stage.batch, world), world, workers), numbers)
+        repertoire = repertoire_of(recipe, stage, spec, world.rank, world.size)
+
+        def renderings(start: int) -> Iterator[tuple[list[int], Tensor]]:
+            return make(mixes, Sampler(start, stage.batch, world), world, workers)
+
+        taken = repertoire.batches(renderings, numbers)
     batches = (make_batch(tuple(which), audio, recipe, spec) for which, audio in taken)
     yield from run_ahead(batches, world.device) if on_device and world.device.type == "cuda" else batches
 
 
-def shelf_of(recipe: Recipe, stage: Stage, spec: ModelSpec, process: int, processes: int) -> Shelf:
+def repertoire_of(recipe: Recipe, stage: Stage, spec: ModelSpec, process: int, processes: int) -> Repertoire:
     """Where one of so many processes keeps renderings to be heard again."""
     reuse, samples = recipe.reuse, (stage.frames - 1) * spec.stft.hop
     places = (reuse.times, reuse.places, reuse.candidates)
-    return Shelf(recipe.seed, *places, samples, spec.rate, process, processes)
+    return Repertoire(recipe.seed, *places, samples, spec.rate, process, processes)
 
 
 def loaded(mixes: Mixes, numbers: "Sampler", world: World, workers: int) -> Iterator[tuple[list[int], Tensor]]:

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vocalremover.errors import UsageError
+from vocalremover.evaluate.scores import plain
+
+DIGITS = 8  # behind the point of what is logged
 
 
 class Journal:
@@ -25,7 +28,7 @@ class Journal:
     def note(self, line: Mapping[str, Any]) -> None:
         """Append a line; its numbers become scalars of TensorBoard at the line's `step`."""
         with self.path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+            log.write(json.dumps(plain(line, DIGITS)) + "\n")
         if self._writer is not None:
             for name, value in line.items():
                 if name != "step" and isinstance(value, int | float):

@@ -1,7 +1,8 @@
 """What a separation costs: an `Estimate` and its truth -> a scalar, 0 for perfection.
 
 A recipe names the losses it wants and weighs them. All are taken in float32 and are means over the examples, so that
-several processes with a part of the batch each train as one process with the whole of it.
+several processes with a part of the batch each train as one process with the whole of it, but for batch normalisation
+on CPUs, where each has its own.
 """
 
 from collections.abc import Callable, Mapping

@@ -24,12 +24,14 @@ import torch
 from vocalremover.dataset import Catalogue
 from vocalremover.devices import memory_permitting
 from vocalremover.errors import VocalRemoverError
+from vocalremover.evaluate.scores import plain
 from vocalremover.models import ModelSpec
 from vocalremover.training.batches import Batch, load_batches, make_batch
 from vocalremover.training.distributed import World
+from vocalremover.training.journal import DIGITS
 from vocalremover.training.recipe import Recipe, Stage
 from vocalremover.training.shelf import Line
-from vocalremover.training.shipping import count_parts, split
+from vocalremover.training.shipping import count_parts, parts_of, split
 from vocalremover.training.train import Run, advance, begin, mixes_of, train
 
 FILES, TOGETHER = 8, 63 << 20  # how many files may travel, and how many bytes all of them
@@ -111,6 +113,7 @@ def run_piece(piece: Piece, world: World, stopping: Callable[[], bool] = lambda:
             stamp = _stamp(run.out)
     report |= summarise(lines, speeds[-1].best if speeds else None)
     report["left_behind"] = ship(run.out, piece.ship, piece.part)
+    report = plain(report, DIGITS)
     _write_report(report, piece.ship or run.out)
     yield report
 
@@ -136,14 +139,14 @@ def measure(piece: Piece, world: World, batch: int) -> Speed:
         batches.close()
         if world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(world.device)
-        learning = learning_rate_of(run, world, piece.seconds)
+        learning = speed_of_learning(run, world, piece.seconds)
         used = torch.cuda.max_memory_allocated(world.device) / 1e9 if world.device.type == "cuda" else 0.0
     limit = min(piece.compiling, piece.ends - time.monotonic() - RESERVE) if own else 0
     compiled = try_compiled(recipe, world.device, piece.seconds, limit) if limit > 0 else None
     return Speed(batch, mixing, learning, compiled, used)
 
 
-def learning_rate_of(run: Run, world: World, seconds: float) -> float:
+def speed_of_learning(run: Run, world: World, seconds: float) -> float:
     """Examples a second of the step alone: forward, backward and all that moves weights, on noise."""
     spec, state = begin(run, world)
     stage = run.recipe.stages[0]
@@ -195,6 +198,8 @@ def ship(folder: Path, out: Path | None, part: int) -> list[str]:
         count = count_parts(size, part)
         if files + count > FILES or held + size > TOGETHER:
             left.append(path.name)
+            for part_before in parts_of(out, path.name):  # of an earlier state, which would be taken for this one
+                part_before.unlink()
             continue
         split(path, out, part)
         files, held = files + count, held + size
@@ -253,7 +258,7 @@ def _try(recipe: Recipe, device: str, seconds: float, answer: Connection) -> Non
     with TemporaryDirectory() as folder:
         run = Run(replace(recipe, compile=True), Path(folder), Catalogue((), (), ()))
         try:
-            answer.send(learning_rate_of(run, World(0, 1, torch.device(device)), seconds))
+            answer.send(speed_of_learning(run, World(0, 1, torch.device(device)), seconds))
         except (VocalRemoverError, RuntimeError, OSError):
             answer.send(None)  # the run does without
 

@@ -25,6 +25,7 @@ SHIPPED = files("vocalremover.training") / "recipes"
 OWN_RECIPE = {"default": "compact", "primer": "primer_pretrain", "primer_pre": "primer_pretrain", "newft_gan": "gan"}
 LIKE = {"full": "thin", "v1": "thin", "resnet": "thin", "v3": "v2b", "newft": "v2b", "v8": "v7"}
 """Recipes for models that have none of their own name."""
+RECURRENT = "{} reads what it left of the crops before and cannot be trained here"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Optimiser:
             raise UsageError("optimiser.betas must be two numbers from 0 to below 1")
         if not self.weight_decay >= 0:
             raise UsageError("optimiser.weight_decay must be at least 0")
+        if not (self.layer_decay > 0 and (self.clip is None or self.clip > 0)):
+            raise UsageError("optimiser.layer_decay and optimiser.clip must be above 0; null clips nothing")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,10 @@ class Masking:
     rate: float = 0.2
     noise: float = 0.1
     intact: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.token < 1 or not all(0 <= share <= 1 for share in (self.rate, self.noise, self.intact)):
+            raise UsageError("masking.token must be at least 1, and masking.rate, noise and intact from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -164,9 +171,12 @@ class Recipe:
         if self.model not in MODELS:
             raise UsageError(f"there is no model {self.model!r} to train: choose one of {', '.join(MODELS)}")
         if MODELS[self.model].recurrent:
-            raise UsageError(f"{self.model} reads what it left of the crops before and cannot be trained here")
+            raise UsageError(RECURRENT.format(self.model))
         if not self.stages:
             raise UsageError("a recipe needs at least one stage")
+        ends = [stage.until for stage in self.stages[:-1]]
+        if None in ends or ends != sorted({*ends}):
+            raise UsageError("each stage but the last needs an `until`, later than that of the stage before")
         if self.reuse.frames and self.reuse.frames < max(stage.frames for stage in self.stages):
             raise UsageError("reuse.frames is shorter than an example: renderings are cut to the frames of a stage")
         if self.log_steps < 1 or self.patience < 1:
@@ -205,6 +215,8 @@ def read_recipe(
     """
     if name_or_path is None:
         model = model or "default"
+        if model in MODELS and MODELS[model].recurrent:
+            raise UsageError(RECURRENT.format(model))
         tree = _load(OWN_RECIPE.get(model) or LIKE.get(model) or _family(model))
         if model in MODELS:  # whose network may end sooner than that of the model that the recipe was written for
             most = MODELS[model].most_frames or math.inf

@@ -42,10 +42,9 @@ class Shelf:
 
     def note(self, line: Line) -> Line:
         """Log a line, and hand it on."""
-        rounded = {name: round(value, 8) if isinstance(value, float) else value for name, value in line.items()}
         if self._journal is not None:
-            self._journal.note(rounded)
-        return rounded
+            self._journal.note(line)
+        return line
 
     def store(self, state: State) -> float:
         """All that the run needs to go on, and the averaged weights to separate with; the seconds that it took."""
@@ -156,6 +155,7 @@ class Tally:
             "waiting": self._waited / seconds,
             "saving": self.saving,
             "skipped": state.broken[0],
+            "drawn": state.examples,
         }
         self._clear()
         return line

@@ -27,7 +27,7 @@ def split(path: Path, folder: Path, limit: int) -> list[Path]:
     names = [f"{path.name}.{digest}.{number}-of-{count}" for number in range(1, count + 1)]
     for number, name in enumerate(names):
         (staging / name).write_bytes(content[number * limit : (number + 1) * limit])
-    for part in _parts(folder, path.name):  # only now: a kill before leaves the earlier state whole
+    for part in parts_of(folder, path.name):  # only now: a kill before leaves the earlier state whole
         part.unlink()
     for name in names:
         (staging / name).replace(folder / name)
@@ -45,7 +45,7 @@ def join(folder: Path, path: Path) -> bool:
 
     Raises InputError where parts are missing, damaged or of several states of the file.
     """
-    parts = _parts(folder, path.name)
+    parts = parts_of(folder, path.name)
     if not parts:
         return False
     kinds = {(match[2], int(match[4])) for match in map(_match, parts)}
@@ -66,7 +66,8 @@ def join(folder: Path, path: Path) -> bool:
     return True
 
 
-def _parts(folder: Path, name: str) -> list[Path]:
+def parts_of(folder: Path, name: str) -> list[Path]:
+    """The parts of a file that lie in a folder, of whatever state."""
     found: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if (match := _match(path)) and match[1] == name)
 

@@ -6,6 +6,7 @@ example, and the random numbers of dropout from (seed, step, rank), by which the
 
 import os
 import pickle
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,16 @@ def load_state(state: State, path: Path) -> bool:
     ) as error:  # fmt: skip
         raise TrainingError(f"{path} is damaged or of another run: choose another --out, or delete it") from error
     return True
+
+
+def recall(state: State, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Go on counting where a log ends whose run has lost its state: steps, examples, minutes and the best score."""
+    for line in lines:
+        if "drawn" in line:
+            state.step, state.examples, state.minutes = line["step"], line["drawn"], line["minutes"]
+            state.broken = [line["skipped"], 0]
+        if "score" in line:
+            state.best, state.validated = line["best"], (line["minutes"], line["step"])
 
 
 def _with_settings(held: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A run lives in a folder: `last.pt` holds all that is needed to go on, `best.safetensors` and `last.safetensors` the
 averaged weights as `vocalremover separate -m` takes them, `step_N.safetensors` those of now and then, `recipe.yaml` the
 settings in force, `log.jsonl` what happened, `loss.png` and `spectrograms.png` the same to look at, `CREDITS.md` whose
-audio was used. The same command goes on with what the folder holds.
+audio was used. The same command goes on with what the folder holds; a run that begins with the averaged weights of its
+own folder, because `last.pt` is gone, goes on counting where the log ends, with an optimiser that begins anew.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,13 +22,14 @@ from vocalremover.errors import TrainingError, UsageError
 from vocalremover.evaluate.multitracks import Multitrack
 from vocalremover.models import ModelSpec
 from vocalremover.training import gan, pretrain, supervised
-from vocalremover.training.batches import Batch, load_batches, shelf_of
+from vocalremover.training.batches import Batch, load_batches, repertoire_of
 from vocalremover.training.distributed import World
+from vocalremover.training.journal import read_journal
 from vocalremover.training.optimisation import average, make_player, share_kept, silent_parts
 from vocalremover.training.recipe import Recipe, Reuse, Stage
 from vocalremover.training.schedules import factor
 from vocalremover.training.shelf import Clock, Line, Shelf, Tally
-from vocalremover.training.state import State, copy_weights, load_state, seed_step
+from vocalremover.training.state import State, copy_weights, load_state, recall, seed_step
 from vocalremover.voxaug import Mixes, strengths_of
 
 STEPS = {"supervised": supervised.step, "pretrain": pretrain.step, "gan": gan.step}
@@ -60,6 +62,8 @@ def train(run: Run, world: World, stopping: Callable[[], bool] = lambda: False) 
     resumed = load_state(state, run.out / "last.pt")
     if len(set(world.gather([state.step]))) > 1:
         raise TrainingError(f"not all processes find the same {run.out / 'last.pt'}: --out must be a folder they share")
+    if not resumed and run.start == str(run.out / "last.safetensors"):
+        recall(state, read_journal(run.out / "log.jsonl"))
     if not resumed and run.start is None:
         calibrate(state, run, spec, world)
     shelf = Shelf(run.out, run.recipe, spec, world, state.step, run.catalogue.credits, run.tensorboard)
@@ -226,7 +230,7 @@ def describe(run: Run, spec: ModelSpec, stage: Stage, state: State, processes: i
     and each example's voice before its backings."""
     mixes, drawn = mixes_of(run, spec, stage), []
     for place, number in enumerate(numbers):
-        shelf = shelf_of(run.recipe, stage, spec, place * processes // len(numbers), processes)
-        voice, backings = shelf.choice(number)
-        drawn += [str(mixes.mix(shelf.mix(source))) for source in dict.fromkeys((voice, *backings))]
+        repertoire = repertoire_of(run.recipe, stage, spec, place * processes // len(numbers), processes)
+        voice, backings = repertoire.choice(number)
+        drawn += [str(mixes.mix(repertoire.mix(source))) for source in dict.fromkeys((voice, *backings))]
     return {"step": state.step, "skipped": state.broken[0], "examples": numbers, "mixes": drawn}

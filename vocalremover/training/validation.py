@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vocalremover.errors import AudioError, InputError
+from vocalremover.errors import AudioError
 from vocalremover.evaluate import sdr
-from vocalremover.evaluate.multitracks import Multitrack, Parts, blocks, find_multitracks
+from vocalremover.evaluate.multitracks import Multitrack, Parts, blocks
 from vocalremover.models import ModelSpec
 from vocalremover.separate import Separator
 from vocalremover.training.distributed import World
@@ -20,14 +20,6 @@ from vocalremover.training.pretrain import judge
 from vocalremover.training.recipe import Recipe
 
 PICTURE_SECONDS = 20
-
-
-def find_songs(folder: Path | None) -> list[Multitrack]:
-    """The songs of a validation folder, none without one; InputError if it holds none."""
-    songs = find_multitracks(folder) if folder is not None else []
-    if folder is not None and not songs:
-        raise InputError(f"{folder} holds no song to validate on: it takes its vocals and its mixture or instrumental")
-    return songs
 
 
 def files_of(songs: Iterable[Multitrack]) -> frozenset[Path]:

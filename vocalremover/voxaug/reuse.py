@@ -47,7 +47,7 @@ class Rendering:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Repertoire:
     """How renderings of `rate` Hz are heard again: `times` each, among the last `places`, cut to `samples`, the backing
     one of up to `candidates`; in which of how many processes. Its own renderings are counted from 0 on."""
 

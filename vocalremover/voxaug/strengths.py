@@ -25,6 +25,10 @@ class Dose:
     high: float = 0.0
     bell: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.chance <= 1:
+            raise UsageError(f"augmentation: the chance of a dose is from 0 to 1, not {self.chance:g}")
+
     def draw(self, rng: np.random.Generator, without: float = 0.0) -> float:
         """The number, or `without` where the effect is absent. Takes two numbers from `rng` in either case."""
         chosen = rng.random() < self.chance
@@ -92,6 +96,11 @@ class Strengths:
     swap: float = 0.0
     codec: Dose = Dose()
     high_cut: Dose = Dose()
+
+    def __post_init__(self) -> None:
+        for name in ("songs", "song", "no_voice", "no_backing", "swap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"augmentation.{name} is a share from 0 to 1, not {getattr(self, name):g}")
 
 
 ORIGINAL = Strengths(
