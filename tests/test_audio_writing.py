@@ -254,7 +254,7 @@ def test_a_name_tells_the_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "rate", "channels", "hint"),
     [("mp3", 96000, 2, "wav or flac"), ("mp3", 44100, 6, "wav, flac, ogg, opus, m4a"), ("m4a", 192000, 2, "wav"),
-     ("flac", 44100, 9, "wav"), ("wav", 0, 2, "no sound")],
+     ("flac", 44100, 9, "wav"), ("wav", 0, 2, "sample rate")],
 )  # fmt: skip
 def test_what_a_format_cannot_hold_is_refused_with_a_way_out(
     tmp_path: Path, name: str, rate: int, channels: int, hint: str

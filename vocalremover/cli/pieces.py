@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from vocalremover.cli.output import PLAIN_SECONDS, emit, say
-from vocalremover.cli.train import Size, end, often_option, plain, polite_signals, silent
+from vocalremover.cli.output import emit, say
+from vocalremover.cli.train import Size, counted, end, often_option, plain, polite_signals, silent
 
 FOLDER = click.Path(path_type=Path)
 MEBI = 1 << 20
@@ -136,13 +136,3 @@ def unpack(parcels: Path, cache: Path, workers: int, quiet: bool) -> None:
         say(f"warning: {problem}")
     missing = f"; parcels {', '.join(map(str, done.missing))} are missing" if done.missing else ""
     say(f"{done.entries} of {done.of} recordings are there{missing}", -1 if quiet else 0)
-
-
-def counted(items: Iterable[Any], count: int, word: str, quiet: bool) -> Iterator[Any]:
-    """The items, with a line now and then that says how many were done."""
-    told = time.perf_counter()
-    for done, item in enumerate(items, start=1):
-        yield item
-        if not quiet and time.perf_counter() - told >= PLAIN_SECONDS:
-            told = time.perf_counter()
-            say(f"{word} {done} of {count}")

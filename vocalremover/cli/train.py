@@ -185,22 +185,26 @@ def decode(
     """Prepare the audio, saying how far it is and what was left out."""
     from vocalremover.dataset import prepare
 
-    def progress(entries: Iterable[Any], count: int) -> Iterator[Any]:
-        told = perf_counter()
-        for done, entry in enumerate(entries, start=1):
-            yield entry
-            if speaking and (done == count or perf_counter() - told >= PLAIN_SECONDS):
-                told = perf_counter()
-                say(f"decoded {done} of {count} files")
-
     limit = None if gigabytes is None else int(gigabytes * 1e9)
-    catalogue = prepare(sources, cache, limit, verify, workers, progress)
+    catalogue = prepare(
+        sources, cache, limit, verify, workers, lambda entries, count: counted(entries, count, "decoded", not speaking)
+    )
     if speaking:
         for problem in catalogue.problems:
             say(f"warning: {problem}")
         voices, backings, songs = map(len, (catalogue.voices, catalogue.backings, catalogue.songs))
         say(f"{voices} voices, {backings} instrumentals and {songs} whole songs to draw from")
     return catalogue
+
+
+def counted(items: Iterable[Any], count: int, word: str, quiet: bool) -> Iterator[Any]:
+    """The items, with a line now and then and at the end that says how many were done."""
+    told = perf_counter()
+    for done, item in enumerate(items, start=1):
+        yield item
+        if not quiet and (done == count or perf_counter() - told >= PLAIN_SECONDS):
+            told = perf_counter()
+            say(f"{word} {done} of {count}")
 
 
 def follow(run: Run, world: World, speaking: bool) -> int:

@@ -18,10 +18,10 @@ from vocalremover.models import ModelSpec
 from vocalremover.separate import Inference, Separator, Stems
 
 SECONDS = 4.0  # of the window; V10 takes half a minute for it on two cores
-# dB. A GPU may multiply with 11 of the 24 bits (TF32), which leaves 60 and more; fp16 has as many, bf16 has 8. Many
-# layers take some of that, hence 10 to 15 dB less. What is wrong gives 20 and less.
 HEARD = 1e-3  # of the energy of all stems
 LEAST = -100.0  # dB, in place of minus infinity, which JSON does not know
+# dB. A GPU may multiply with 11 of the 24 bits (TF32), which leaves 60 and more; fp16 has as many, bf16 has 8. Many
+# layers take some of that, hence 10 to 15 dB less. What is wrong gives 20 and less.
 BOUNDS = {"fp32": 50.0, "fp16": 40.0, "bf16": 25.0}
 
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,18 +22,14 @@ DOMAINS = {"spec": "spec", "fft": "spec", "wave": "wave"}
 WORDS = {"average": "avg", "mean": "avg", "minimum": "min", "maximum": "max"}
 
 
-def _quietest(stacked: Tensor, shares: Tensor) -> Tensor:
+def _extreme(beats: Callable[[Tensor, Tensor], Tensor], stacked: Tensor, shares: Tensor) -> Tensor:
     kept = stacked[0]
     for other in stacked[1:]:
-        kept = torch.where(other.abs() < kept.abs(), other, kept)
+        kept = torch.where(beats(other.abs(), kept.abs()), other, kept)
     return kept
 
 
-def _loudest(stacked: Tensor, shares: Tensor) -> Tensor:
-    kept = stacked[0]
-    for other in stacked[1:]:
-        kept = torch.where(other.abs() > kept.abs(), other, kept)
-    return kept
+_quietest, _loudest = partial(_extreme, torch.lt), partial(_extreme, torch.gt)
 
 
 def _mean(stacked: Tensor, shares: Tensor) -> Tensor:
