@@ -572,5 +572,5 @@ def test_the_command_prepares_trains_and_tells_what_is_missing(
         failed = command("train", "prepare", "--cache", tmp_path / "cache", "--cache-gb", size)
         assert failed.code == 2 and "is no size" in failed.err
     for times in ("vocals/anna", "=3", "vocals=0", "vocals=nan", "vocals=1e9"):
-        failed = command("train", "prepare", "--cache", tmp_path / "cache", "--often", times)
+        failed = command(*words(tmp_path, tmp_path / "odd", "thin", THIN, "--often", times))
         assert failed.code == 2 and "PREFIX=TIMES" in failed.err

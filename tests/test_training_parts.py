@@ -86,10 +86,10 @@ def test_every_model_that_can_be_trained_has_a_recipe() -> None:
 
 def test_changes_win_over_the_file_and_settings_over_both(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("model: v10\noptimiser: {learning_rate: 1e-3}\nstages: [{frames: 64}, {frames: 128}]\n")
+    path.write_text("model: v10\noptimiser: {learning_rate: 1e-3}\nstages: [{frames: 64, until: 5}, {frames: 128}]\n")
     recipe = read_recipe(path, changes=["stages.1.batch=7", "network.embedding=2", "optimiser.clip=null"], steps=9)
     assert recipe.optimiser.learning_rate == 1e-3 and recipe.optimiser.clip is None
-    assert recipe.stages == (Stage(frames=64), Stage(frames=128, batch=7))
+    assert recipe.stages == (Stage(5, 64), Stage(frames=128, batch=7))
     assert recipe.spec().args == {**MODELS["v10"].args, "embedding": 2}
     assert recipe.steps == 9
     assert read_recipe(path, model="thin").model == "thin"
