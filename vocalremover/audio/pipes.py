@@ -90,16 +90,19 @@ class PipeWriter(Writer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._thread.end()
-            self._sink.abort()
+            self._abort()
             return
         try:
             self._finish()
         except BaseException as failure:
-            self._thread.end()
-            self._sink.abort()
+            self._abort()
             raise self._translated(failure) from failure
         self._flush()
+
+    def _abort(self) -> None:
+        # What went out is out, and there is no file to remove.
+        self._thread.end()
+        self._sink.abort()
 
     def _flush(self) -> None:
         try:
